@@ -1,0 +1,147 @@
+/* The engine's C ABI: token ids in, token ids out. Whoever sits above (the front, the Python package, a test) uses only this.
+ *
+ * Threads: every function may be called from any thread. An engine runs its own step thread and workers. One thread at a
+ * time may sit in ts_engine_poll. Structs that the caller fills begin with their size, so that a field can be added at the end. */
+#ifndef TS_ENGINE_H
+#define TS_ENGINE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TS_ENGINE_ABI 1
+
+typedef struct ts_plan ts_plan;
+typedef struct ts_engine ts_engine;
+
+typedef enum ts_status {
+  TS_OK = 0,
+  TS_BAD_PLAN = 1,    /* the file is not a whole, valid plan; the message says where */
+  TS_BAD_REQUEST = 2, /* this request cannot be served (too long, id out of range, a value out of range) */
+  TS_NO_TARGET = 3,   /* the plan holds nothing that this host can run; the message names both */
+  TS_BUSY = 4,        /* the inbox is full: try again */
+  TS_CLOSED = 5,      /* the engine is draining or closed */
+  TS_IO = 6,          /* the file system said no */
+  TS_NO_MEMORY = 7,
+  TS_INTERNAL = 8
+} ts_status;
+
+typedef struct ts_error {
+  char message[1000]; /* UTF-8, NUL-terminated, one sentence or two */
+} ts_error;
+
+/* ---- plan ---------------------------------------------------------------------------------------------------------- */
+
+typedef enum ts_verify {
+  TS_VERIFY_AUTO = 0,  /* weights are hashed when the file is new to this machine or has changed */
+  TS_VERIFY_ALWAYS = 1 /* weights are hashed at this load */
+} ts_verify;
+
+/* Maps the file and checks header, seal, manifest, and the hashes of all but the weights. Weights are checked, as `verify`
+ * says, by ts_engine_open. The engine never writes to the file. */
+ts_status ts_plan_open(const char *path, ts_verify verify, ts_plan **plan, ts_error *error);
+
+/* An entry's bytes, valid until ts_plan_close. TS_BAD_REQUEST if there is none of that name. `tsp/manifest` is one. */
+ts_status ts_plan_entry(const ts_plan *plan, const char *name, const uint8_t **data, size_t *size);
+
+void ts_plan_close(ts_plan *plan); /* after every engine over it is closed; NULL is fine */
+
+/* ---- engine -------------------------------------------------------------------------------------------------------- */
+
+typedef struct ts_engine_options {
+  uint32_t size;          /* sizeof(ts_engine_options) */
+  int32_t num_threads;    /* 0: every core this process may use */
+  int32_t num_pages;      /* KV pages; 0: from kv_bytes */
+  int64_t kv_bytes;       /* bytes of KV cache when num_pages is 0; 0: enough for one full context or max_seqs x 2,048
+                             tokens, whichever is more, within half of the free memory */
+  int32_t token_budget;   /* tokens a step may hold, also the longest chunk of a prefill; 0: the plan's limit */
+  int32_t max_seqs;       /* sequences in a step; 0: the plan's limit */
+  int32_t max_queue;      /* requests waiting; beyond it submit says TS_BUSY; 0: 1,024 */
+  int32_t prefix_cache;   /* 0 off, 1 on */
+  const char *target;     /* NULL: the best of the plan's targets that this host can run; else that one or an error */
+} ts_engine_options;
+
+ts_status ts_engine_open(ts_plan *plan, const ts_engine_options *options, ts_engine **engine, ts_error *error);
+void ts_engine_close(ts_engine *engine); /* cancels what is running, joins its threads; NULL is fine */
+
+typedef struct ts_logit_bias {
+  int32_t token;
+  float bias;
+} ts_logit_bias;
+
+typedef struct ts_request {
+  uint32_t size; /* sizeof(ts_request) */
+  uint64_t id;   /* the caller's; no other live request may have it */
+  const int32_t *prompt;
+  int32_t num_prompt; /* >= 1 */
+  int32_t max_tokens; /* >= 1; prompt + max_tokens <= max_context */
+  float temperature;  /* 0: greedy */
+  int32_t top_k;      /* 0: off */
+  float top_p;        /* 1: off */
+  float min_p;        /* 0: off */
+  float repetition_penalty; /* 1: off; over prompt and output, as transformers */
+  float presence_penalty;   /* 0: off; over output, as OpenAI */
+  float frequency_penalty;
+  uint64_t seed;
+  const ts_logit_bias *logit_bias;
+  int32_t num_logit_bias;
+  const int32_t *stop_tokens; /* ends the output, in addition to the plan's end tokens */
+  int32_t num_stop_tokens;
+  int32_t ignore_eos;   /* 1: the plan's end tokens do not end the output */
+  int32_t num_logprobs; /* -1: none; K >= 0: the token's own, and the K most likely; at most vocab_size */
+} ts_request;
+
+/* Copies what it needs. On any answer but TS_OK no event will follow. */
+ts_status ts_engine_submit(ts_engine *engine, const ts_request *request, ts_error *error);
+
+/* The request's pages are free within one step, and its last event is a TS_FINISH_CANCELLED. Unknown ids are ignored. */
+void ts_engine_cancel(ts_engine *engine, uint64_t id);
+
+typedef enum ts_event_kind {
+  TS_EVENT_TOKEN = 1,   /* one output token */
+  TS_EVENT_FINISHED = 2 /* the request's last event; exactly one per submitted request */
+} ts_event_kind;
+
+typedef enum ts_finish {
+  TS_FINISH_STOP = 1,      /* an end or stop token was sampled (it is reported as a token event before) */
+  TS_FINISH_LENGTH = 2,    /* max_tokens */
+  TS_FINISH_CANCELLED = 3,
+  TS_FINISH_ERROR = 4      /* `message` says what */
+} ts_finish;
+
+typedef struct ts_event {
+  uint64_t id;
+  int32_t kind;   /* ts_event_kind */
+  int32_t finish; /* ts_finish, with TS_EVENT_FINISHED */
+  int32_t token;
+  float logprob; /* of `token`, natural log, of the model's own distribution (before temperature and penalties) */
+  int32_t num_top;
+  const int32_t *top_tokens;  /* [num_top], most likely first; equal logits by lower id. Valid until the next poll */
+  const float *top_logprobs;  /* [num_top] */
+  int32_t num_cached;         /* prompt tokens that came from the prefix cache; with TS_EVENT_FINISHED and the first token */
+  const char *message;        /* with TS_FINISH_ERROR; valid until the next poll */
+} ts_event;
+
+/* Waits up to timeout_ms (-1: for ever) for events, and writes at most `capacity`. Returns how many, 0 on time-out, or -1 once
+ * the engine is closing and nothing is left. */
+int32_t ts_engine_poll(ts_engine *engine, ts_event *events, int32_t capacity, int32_t timeout_ms);
+
+typedef struct ts_stats {
+  uint32_t size;
+  int32_t num_waiting, num_running; /* requests */
+  int32_t num_pages, num_pages_free, num_pages_cached; /* cached: free to be evicted, still findable by prefix */
+  uint64_t num_steps, num_prompt_tokens, num_cached_tokens, num_output_tokens, num_preemptions, num_finished;
+  uint64_t step_ns, schedule_ns; /* summed */
+  int32_t num_threads, max_context, vocab_size, page_size, token_budget, max_seqs;
+  char target[32];
+} ts_stats;
+
+void ts_engine_stats(ts_engine *engine, ts_stats *stats);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

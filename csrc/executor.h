@@ -1,0 +1,57 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "launch_abi.h"
+#include "plan.h"
+
+namespace ts {
+
+/// The limits that a program was arranged for; the scheduler never exceeds them.
+struct Limits {
+  int32_t max_tokens;   ///< T of a step
+  int32_t max_seqs;     ///< S of a step
+  int32_t max_context;  ///< tokens of one sequence
+  int32_t page_size;    ///< tokens of a page
+  int32_t vocab_size;
+};
+
+struct ExecutorOptions {
+  int32_t num_threads = 0;   ///< 0: every core this process may use
+  int32_t num_pages = 0;     ///< 0: from kv_bytes
+  int64_t kv_bytes = 0;      ///< 0: see ts_engine_options
+  int32_t max_seqs = 0;      ///< for the default of kv_bytes; 0: the plan's limit
+  std::string target;        ///< empty: the best that the host can run
+};
+
+/// Runs one target's program: the list of launches, over worker threads, with a barrier between launches.
+/// Owns the arena and the KV cache. Not thread-safe: the step thread alone calls run().
+class Executor {
+ public:
+  /// Picks the target, checks the program against the plan, loads the kernels, verifies weights as the plan says, and binds
+  /// every argument to its address. Throws Error (TS_BAD_PLAN, TS_NO_TARGET, TS_NO_MEMORY).
+  Executor(std::shared_ptr<const Plan> plan, const ExecutorOptions &options);
+  ~Executor();
+  Executor(const Executor &) = delete;
+  Executor &operator=(const Executor &) = delete;
+
+  /// One step. Blocks until the last launch is done.
+  void run(const ts_batch &batch);
+
+  /// [num_logits, vocab_size] of the last run; row r begins at logits() + r * logits_stride().
+  const float *logits() const;
+  int64_t logits_stride() const;
+
+  const Limits &limits() const;
+  int32_t num_pages() const;
+  int32_t num_threads() const;
+  const std::string &target() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace ts
