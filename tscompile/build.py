@@ -1,0 +1,99 @@
+"""What the passes share: the options, and the state of one build. A pass is `run(build: Build) -> None`.
+
+Up to `fuse` a pass reads and replaces `build.graph` and knows no target. From `select` on, `build.targets[target]` is filled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tscompile.ir import Graph
+from tscompile.mesh import Mesh
+
+if TYPE_CHECKING:
+    from tscompile.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of `tscompile build`, checked."""
+
+    model: Path  # the model file
+    weights: Path  # the checkpoint's folder
+    out: Path = Path("plan.tsp")
+    targets: tuple[str, ...] = ()  # empty: this machine's best
+    dtype: str = (
+        "bf16"  # bf16 or f32 (the command line says fp32): weights, what a linear reads, the KV cache
+    )
+    dump: Path | None = None
+    verify: bool = False
+    tp: int = 1
+    max_context: int = 0  # 0: what config.json says
+    page_size: int = 64
+    max_tokens: int = 512  # T of a step
+    max_seqs: int = 64  # S of a step
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The manifest's "model"."""
+
+    name: str
+    architecture: str
+    vocab_size: int
+    max_context: int
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    dtype: str  # "bf16" or "f32"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What `fuse` tried: a pattern, where (an op's name and its source line), and whether it matched, or why not."""
+
+    pattern: str
+    where: str
+    source: str
+    matched: bool
+    reason: str = ""
+
+
+@dataclass
+class TargetBuild:
+    """What the passes from `select` on make for one target."""
+
+    target: str
+    symbols: dict[str, str] = field(
+        default_factory=dict
+    )  # by `select`: a group's name -> its kernel's symbol
+    layouts: dict[str, str] = field(default_factory=dict)  # by `select`: a weight's name -> "rows" or "tiles"
+    kernels: Any = (
+        None  # by `select`, for `emit`: the kernel descriptions and configurations (tscompile/kernels)
+    )
+    library: bytes = b""  # by `emit`: the shared object
+    compiler: str = ""  # by `emit`: what compiled it, for the manifest's "producer"
+    program: dict[str, Any] = field(default_factory=dict)  # by `arrange`: ARCHITECTURE.md, "The program"
+
+
+@dataclass
+class Build:
+    """One build. Each field says which pass fills it."""
+
+    options: Options
+    checkpoint: Checkpoint  # opened before the first pass: config.json, tensors' names, shapes and dtypes, lazily mapped
+    mesh: Mesh
+    graph: Graph = field(
+        default_factory=lambda: Graph("empty")
+    )  # capture makes it; every pass to `fuse` rewrites it
+    model: ModelInfo | None = None  # capture
+    receipts: list[Receipt] = field(default_factory=list)  # fuse
+    targets: dict[str, TargetBuild] = field(default_factory=dict)  # select
+    weights: Any = (
+        None  # pack: what tscompile/plan.py writes as weights, in order, and its steps ("tsp/pack")
+    )
+    text: dict[str, bytes] = field(
+        default_factory=dict
+    )  # text: entry name ("tsp/text/tokenizer", ...) -> bytes
+    notes: list[str] = field(default_factory=list)  # one line each, shown at the end of a build

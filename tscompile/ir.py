@@ -1,0 +1,204 @@
+"""The graph: values (shape, dtype, placement) and ops in order.
+
+Values are compared by identity; names are unique in a graph. A weight is a value with a recipe. After `fuse` every op of
+the graph is a `Group`: a fused op whose body's ops refer to the same Value objects, so that
+
+    group.inputs   the values from outside that the body reads, in order of first use
+    group.outputs  the values that the body makes and something outside reads (or the graph gives)
+
+Symbolic dims: T tokens of a step, S sequences (query_start is S+1), L rows whose logits are wanted, P pages a row of the
+page table. Values with `state` set are a layer's KV cache, shape [num_kv_heads, head_dim]: an op that takes one and gives
+one updates it in place; it is never a buffer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from tscompile.errors import CompileError, Source
+from tscompile.mesh import Mesh
+from tscompile.placement import Placements, Replicate
+from tscompile.recipe import Recipe
+
+DTYPES = {"f32": 4, "bf16": 2, "f16": 2, "i32": 4}  # bytes an element
+
+
+@dataclass(frozen=True)
+class Sym:
+    """A symbolic dim, `name + plus`. It takes part in no other arithmetic: a model cannot depend on T."""
+
+    name: str
+    plus: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name}+{self.plus}" if self.plus else self.name
+
+    def _no_arithmetic(self, *_: object) -> int:
+        raise CompileError(
+            f"arithmetic on the symbolic dim {self}: its size is known only when a step runs. "
+            "Use -1 in view or reshape, or keep the dim as it is"
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _no_arithmetic
+    __floordiv__ = __truediv__ = __mod__ = __lt__ = __gt__ = __le__ = __ge__ = __index__ = __int__ = (
+        _no_arithmetic
+    )
+
+
+Dim: TypeAlias = int | Sym
+Shape: TypeAlias = tuple[Dim, ...]
+Attr: TypeAlias = int | float | str | bool | tuple[int, ...]
+
+# The batch arrays of csrc/launch_abi.h: graph inputs that a kernel reads from ts_batch, never from an argument.
+BATCH_ARRAYS: dict[str, Shape] = {
+    "token_ids": (Sym("T"),),
+    "positions": (Sym("T"),),
+    "slots": (Sym("T"),),
+    "query_start": (Sym("S", 1),),
+    "context_len": (Sym("S"),),
+    "page_table": (Sym("S"), Sym("P")),
+    "logit_rows": (Sym("L"),),
+}
+
+# What a group becomes: one kernel from the template of the same name. Bodies, [optional], inputs -> outputs. Every body may
+# hold reshapes, which move nothing: values are contiguous, row-major.
+GROUP_KINDS = {
+    "embed": "embedding: token_ids, table -> f32[T,H]",
+    "rms_norm": "[add,] rms_norm [, cast]: x (, delta), weight -> (f32 x + delta,) normed; over the last dim",
+    "linear": "[gather_rows,] linear [, add bias] [, swiglu] [, cast]: x (, logit_rows), weight (, bias) -> [T,N] or [L,N]",
+    "qkv_write": "split, [rms_norm q, k,] [rope q, k,] [cast,] kv_write: qkv (, q norm) (, k norm) (, table), positions, "
+    "state, slots -> q, state",
+    "attention": "attention [, cast]: q, state, batch arrays -> [T,Hq*D]",
+    "gather_rows": "gather_rows: x[T,H], logit_rows -> [L,H]",
+    "elementwise": "a DAG of elementwise ops (OpDef.elementwise), and split or concat of the last dim; one or more outputs of one shape",
+    # What is left where qkv_write does not match (slower, still right):
+    "rope": "rope [, cast]: x[T,H,D], table, positions -> [T,H,D]",
+    "kv_write": "[cast k,] [cast v,] kv_write: state, k, v, slots -> state",
+}
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """Shape [dims], dtype, one placement a mesh axis (empty before `propagate`: replicated everywhere)."""
+
+    name: str
+    shape: Shape
+    dtype: str
+    state: bool = False
+    placement: Placements = ()
+
+    @property
+    def row_elements(self) -> int:
+        """Elements of one row: the product of the dims that are not symbolic."""
+        return math.prod(dim for dim in self.shape if isinstance(dim, int))
+
+    def __repr__(self) -> str:
+        return f"%{self.name}"
+
+
+@dataclass(eq=False, slots=True)
+class Weight(Value):
+    """A value made from the checkpoint by `recipe`, cast to `dtype`. Shape: ints only."""
+
+    recipe: Recipe = field(kw_only=True)
+
+    def __repr__(self) -> str:
+        return f"@{self.name}"
+
+
+@dataclass(eq=False, slots=True)
+class Op:
+    """`kind` names an entry of the op registry (tscompile/ops)."""
+
+    kind: str
+    inputs: list[Value]
+    outputs: list[Value]
+    attrs: dict[str, Attr] = field(default_factory=dict)
+    source: Source | None = None
+
+    @property
+    def name(self) -> str:
+        """Unique in the graph: the first output's name, which begins with the module's path."""
+        return self.outputs[0].name
+
+
+@dataclass(eq=False, slots=True)
+class Group(Op):
+    """A fused op; kind is "group". `group` is one of GROUP_KINDS."""
+
+    group: str = field(kw_only=True)
+    body: list[Op] = field(kw_only=True)
+
+    def launch_args(self) -> list[Value]:
+        """What the kernel takes as ts_args.ptr, in order: inputs that are not batch arrays (buffers, weights, the layer's KV
+        state), then outputs that are not states."""
+        arguments = [v for v in self.inputs if v.name not in BATCH_ARRAYS]
+        return arguments + [v for v in self.outputs if not v.state]
+
+
+@dataclass(eq=False, slots=True)
+class Graph:
+    """Inputs: the batch arrays in use, then the KV states, layer by layer. Weights and ops in order of first use."""
+
+    name: str
+    mesh: Mesh = field(default_factory=Mesh)
+    inputs: list[Value] = field(default_factory=list)
+    weights: list[Weight] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+
+    @property
+    def states(self) -> list[Value]:
+        """The KV caches, layer by layer: layer i of the program's "kv" is states[i]."""
+        return [v for v in self.inputs if v.state]
+
+    def groups(self) -> list[Group]:
+        """The ops after `fuse`, every one a group."""
+        groups = [op for op in self.ops if isinstance(op, Group)]
+        assert len(groups) == len(self.ops), "groups() before fuse"
+        return groups
+
+    def state_layer(self, state: Value) -> int:
+        """The layer whose cache `state` is, also for a state that an op gave."""
+        origin = {id(v): i for i, v in enumerate(self.states)}
+        for op in self.ops:
+            taken = [v for v in op.inputs if v.state]
+            for given in op.outputs:
+                if given.state:
+                    origin[id(given)] = origin[id(taken[0])]
+        return origin[id(state)]
+
+    def producers(self) -> dict[int, Op]:
+        """id(value) -> the op that makes it."""
+        return {id(v): op for op in self.ops for v in op.outputs}
+
+    def consumers(self) -> dict[int, list[Op]]:
+        """id(value) -> the ops that read it, in order."""
+        result: dict[int, list[Op]] = {}
+        for op in self.ops:
+            for value in unique(op.inputs):
+                result.setdefault(id(value), []).append(op)
+        return result
+
+    def values(self) -> Iterator[Value]:
+        """Inputs, weights, and every op's outputs, bodies included."""
+        yield from self.inputs
+        yield from self.weights
+        for op in self.ops:
+            if isinstance(op, Group):
+                for inner in op.body:
+                    yield from inner.outputs
+            else:
+                yield from op.outputs
+
+
+def unique(values: Sequence[Value]) -> list[Value]:
+    """Each value once, in order of first appearance."""
+    return list({id(v): v for v in values}.values())
+
+
+def replicated(mesh: Mesh) -> Placements:
+    return (Replicate(),) * len(mesh.axes)

@@ -1,0 +1,211 @@
+"""rope, kv_write and paged attention.
+
+A KV state [num_kv_heads, head_dim] stands for a layer's paged cache. The reference keeps it as `KVCache`: two tensors indexed
+by slot. Kernels lay it out as ARCHITECTURE.md says, "The KV cache".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tscompile.ir import Value
+from tscompile.ops.base import (
+    Attrs,
+    OpDef,
+    RankContext,
+    Rule,
+    Sizes,
+    Slot,
+    Type,
+    elements,
+    expect,
+    integer,
+    num_bytes,
+    number,
+    register,
+    size_of,
+    text_of,
+)
+
+
+@dataclass
+class KVCache:
+    """k, v: [num_slots, num_kv_heads, head_dim], updated in place."""
+
+    k: Tensor
+    v: Tensor
+
+
+# --- rope: x[T, H, D], table[max_context, R], positions[T] -> x with its first R elements of each head rotated. The halves of R are
+#     paired: (i, i + R/2). The table's row is cos[R/2], sin[R/2]. ------------------------------------------------------------------
+
+
+def _rope(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
+    x, table, _ = inputs
+    expect(len(x.shape) == 3, f"rope takes [T, heads, head_dim], not {text_of(x.shape)}")
+    rotary, head_dim = table.shape[1], x.shape[2]
+    assert isinstance(rotary, int)
+    assert isinstance(head_dim, int)
+    fits = rotary % 2 == 0 and rotary <= head_dim
+    expect(
+        fits,
+        f"rope of heads of {head_dim} with a table of {rotary}: wanted an even number of at most {head_dim}",
+    )
+    return [Type(x.shape, "f32")]
+
+
+def _rope_factors(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs) -> Rule:
+    return Rule("t h ., . ., t -> t h .", partial=(frozenset({0}),))
+
+
+def _rope_reference(context: RankContext, inputs: list[Tensor], attrs: Attrs) -> list[Tensor]:
+    x, table, positions = inputs
+    half = table.shape[1] // 2
+    row = table[positions.long()][:, None, :]
+    cos, sin = row[..., :half], row[..., half:]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return [torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)]
+
+
+ROPE = register(
+    OpDef(
+        "rope",
+        (Slot("x", "f32"), Slot("table", "f32"), Slot("positions", "i32")),
+        _rope,
+        _rope_factors,
+        reference=_rope_reference,
+        flops=lambda inputs, outputs, attrs, sizes: 3 * elements(outputs[0].shape, sizes),
+    )
+)
+
+# --- kv_write: state, k[T, Hkv, D], v[T, Hkv, D], slots[T] -> state ----------------------------------------------------------------
+
+
+def _kv_write(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
+    state, k, v, _ = inputs
+    fits = k.shape == v.shape and k.shape[1:] == state.shape
+    expect(
+        fits,
+        f"kv_write of k {text_of(k.shape)} and v {text_of(v.shape)} into a cache of {text_of(state.shape)} a token",
+    )
+    expect(
+        k.dtype == v.dtype == state.dtype,
+        f"kv_write of {k.dtype} and {v.dtype} into a cache of {state.dtype}",
+    )
+    return [Type(state.shape, state.dtype, state=True)]
+
+
+def _kv_write_factors(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs) -> Rule:
+    return Rule("h ., . h ., . h ., . -> h .")
+
+
+def _kv_write_reference(context: RankContext, inputs: list[Any], attrs: Attrs) -> list[Any]:
+    state, k, v, slots = inputs
+    state.k[slots.long()] = k
+    state.v[slots.long()] = v
+    return [state]
+
+
+KV_WRITE = register(
+    OpDef(
+        "kv_write",
+        (Slot("state", "state"), Slot("k", "storage"), Slot("v", "storage"), Slot("slots", "i32")),
+        _kv_write,
+        _kv_write_factors,
+        {"page_size": int},
+        reference=_kv_write_reference,
+        flops=lambda *_: 0,
+        bytes=lambda inputs, outputs, attrs, sizes: 2 * num_bytes(inputs[1:3], sizes),
+    )
+)
+
+# --- attention: q[T, Hq, D], state, positions[T], query_start[S+1], context_len[S], page_table[S, P] -> f32[T, Hq, D]. Causal; with
+#     window w > 0 a query at position p sees keys p-w+1 .. p. q head h reads KV head h // (Hq / Hkv). ------------------------------
+
+
+def _attention(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
+    q, state = inputs[0], inputs[1]
+    expect(len(q.shape) == 3, f"attention takes q [T, heads, head_dim], not {text_of(q.shape)}")
+    heads, kv_heads = q.shape[1], state.shape[0]
+    assert isinstance(heads, int)
+    assert isinstance(kv_heads, int)
+    fits = q.shape[2] == state.shape[1] and heads % kv_heads == 0
+    expect(
+        fits,
+        f"attention of q {text_of(q.shape)} over a cache of {text_of(state.shape)} a token: head_dim must be equal, "
+        f"and the KV heads ({kv_heads}) must divide the heads ({heads})",
+    )
+    expect(q.dtype == state.dtype, f"attention of {q.dtype} q over a cache of {state.dtype}")
+    return [Type(q.shape, "f32")]
+
+
+def _attention_factors(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs) -> Rule:
+    kv_heads = inputs[1].shape[0]
+    assert isinstance(kv_heads, int)
+    return Rule(". h ., h ., ., ., ., . . -> . h .", {"h": kv_heads})
+
+
+def _attention_reference(context: RankContext, inputs: list[Any], attrs: Attrs) -> list[Tensor]:
+    q, state, positions, query_start, context_len, page_table = inputs
+    page_size, window, scale = integer(attrs, "page_size"), integer(attrs, "window"), number(attrs, "scale")
+    out = torch.zeros(q.shape, dtype=torch.float32)
+    repeat = q.shape[1] // state.k.shape[1]
+    for s in range(context_len.numel()):
+        rows = slice(int(query_start[s]), int(query_start[s + 1]))
+        keys = torch.arange(int(context_len[s]))
+        slots = page_table[s].long()[keys // page_size] * page_size + keys % page_size
+        k = state.k[slots].float().repeat_interleave(repeat, dim=1)
+        v = state.v[slots].float().repeat_interleave(repeat, dim=1)
+        at = positions[rows].long()[:, None]
+        seen = (keys <= at) & (keys > at - window) if window else keys <= at
+        scores = torch.einsum("qhd,khd->hqk", q[rows].float(), k) * scale
+        scores = scores.masked_fill(~seen, float("-inf"))
+        p = torch.exp(scores - scores.amax(-1, keepdim=True))
+        weighted = torch.einsum("hqk,khd->qhd", p.to(q.dtype).float(), v)
+        out[rows] = weighted / p.sum(-1).transpose(0, 1)[..., None]
+    return [out]
+
+
+def _attention_flops(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs, sizes: Sizes) -> int:
+    """Against a context of sizes["context"] tokens."""
+    return 4 * elements(inputs[0].shape, sizes) * _visible(attrs, sizes)
+
+
+def _attention_bytes(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs, sizes: Sizes) -> int:
+    sequences = size_of(inputs[4].shape[0], sizes)
+    state = inputs[1]
+    cache = Value("cache", state.shape, state.dtype)
+    return num_bytes([inputs[0], *outputs], sizes) + 2 * sequences * _visible(attrs, sizes) * num_bytes(
+        [cache], sizes
+    )
+
+
+def _visible(attrs: Attrs, sizes: Sizes) -> int:
+    window = integer(attrs, "window")
+    return min(window, sizes["context"]) if window else sizes["context"]
+
+
+ATTENTION = register(
+    OpDef(
+        "attention",
+        (
+            Slot("q", "storage"),
+            Slot("state", "state"),
+            Slot("positions", "i32"),
+            Slot("query_start", "i32"),
+            Slot("context_len", "i32"),
+            Slot("page_table", "i32"),
+        ),
+        _attention,
+        _attention_factors,
+        {"scale": float, "window": int, "page_size": int},
+        reference=_attention_reference,
+        flops=_attention_flops,
+        bytes=_attention_bytes,
+    )
+)

@@ -1,0 +1,156 @@
+"""What the registry knows of an op. Passes ask an `OpDef`; they never name ops one by one (but `fuse`, whose patterns are data)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tscompile.ir import DTYPES, Attr, Dim, Shape, Sym, Value
+from tscompile.mesh import Mesh
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Attrs = Mapping[str, Attr]
+Sizes = Mapping[str, int]  # symbolic dims' sizes, for costs
+
+
+class ShapeError(Exception):
+    """The inputs do not fit the op. Capture turns it into a CompileError, the verifier into an InternalError."""
+
+
+class Type(NamedTuple):
+    """What an op's rule says of one output."""
+
+    shape: Shape
+    dtype: str
+    state: bool = False
+
+
+class Slot(NamedTuple):
+    """One input. dtype: "f32", "i32", "any", "storage" (what the plan stores: f32 or bf16, and `precision` rounds to it), or
+    "state" (a KV cache of the plan's dtype). A variadic slot is last and takes one or more."""
+
+    name: str
+    dtype: str
+    variadic: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Placement in factor form, e.g. Rule("t k, n k -> t n"). Dims of one factor are sharded together; a factor that no output
+    has is reduced: sharding it makes the outputs Partial(reduce). `.` is a dim that cannot be sharded.
+
+    sizes: what a factor's size is when it is not the dim's (a dim of H*D elements that splits by whole heads).
+    partial: sets of inputs that may be Partial(sum) together, the rest replicated, and make every output Partial(sum).
+    """
+
+    text: str
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    reduce: str = "sum"
+    partial: tuple[frozenset[int], ...] = ()
+
+    @property
+    def inputs(self) -> list[list[str]]:
+        return [dims.split() for dims in self.text.split("->")[0].split(",")]
+
+    @property
+    def outputs(self) -> list[list[str]]:
+        return [dims.split() for dims in self.text.split("->")[1].split(",")]
+
+
+@dataclass(frozen=True)
+class RankContext:
+    """Where a reference runs: one rank of a mesh."""
+
+    mesh: Mesh
+    rank: int
+
+    def coord(self, axis: str) -> int:
+        return self.mesh.coords(self.rank)[axis]
+
+
+Infer = Callable[[Sequence[Value], Attrs], list[Type]]
+Factors = Callable[[Sequence[Value], Sequence[Value], Attrs], Rule]
+Reference = Callable[[RankContext, "list[Any]", Attrs], "list[Any]"]
+Across = Callable[["list[Tensor]", Attrs], "list[Tensor]"]
+Flops = Callable[[Sequence[Value], Sequence[Value], Attrs, Sizes], int]
+Localize = Callable[[Attrs, Sequence[Value], Mapping[str, str]], dict[str, Attr]]
+
+
+@dataclass(frozen=True)
+class OpDef:
+    """One op.
+
+    attrs: name -> type; all must be there. infer: shape and dtype rule. factors: placement rule. reference: one rank's torch
+    arithmetic, f32 unless an output is cast. across: for collectives, the tensors of one axis's ranks in order -> theirs.
+    elementwise: each output element depends on the same element of each input (equal shapes, or a suffix that is broadcast).
+    flops and bytes: for sizes of the symbolic dims. localize: attrs of one rank, given local outputs and {factor: axis}.
+    """
+
+    name: str
+    inputs: tuple[Slot, ...]
+    infer: Infer
+    factors: Factors
+    attrs: Mapping[str, type] = field(default_factory=dict)
+    reference: Reference | None = None
+    across: Across | None = None
+    elementwise: bool = False
+    flops: Flops = lambda inputs, outputs, attrs, sizes: sum(elements(v.shape, sizes) for v in outputs)
+    bytes: Flops = lambda inputs, outputs, attrs, sizes: num_bytes([*inputs, *outputs], sizes)
+    localize: Localize = lambda attrs, outputs, axes: dict(attrs)
+
+    def slot(self, index: int) -> Slot:
+        """The slot of the index-th input."""
+        return self.inputs[min(index, len(self.inputs) - 1)]
+
+
+REGISTRY: dict[str, OpDef] = {}
+
+
+def register(definition: OpDef) -> OpDef:
+    assert definition.name not in REGISTRY, definition.name
+    REGISTRY[definition.name] = definition
+    return definition
+
+
+def size_of(dim: Dim, sizes: Sizes) -> int:
+    return sizes[dim.name] + dim.plus if isinstance(dim, Sym) else dim
+
+
+def elements(shape: Shape, sizes: Sizes) -> int:
+    return math.prod(size_of(dim, sizes) for dim in shape)
+
+
+def num_bytes(values: Sequence[Value], sizes: Sizes) -> int:
+    """Bytes of `values`, each read or written once. A KV state counts nothing: the op that reads it says what."""
+    return sum(elements(v.shape, sizes) * DTYPES[v.dtype] for v in values if not v.state)
+
+
+def text_of(shape: Shape) -> str:
+    return "[" + ", ".join(str(dim) for dim in shape) + "]"
+
+
+def expect(condition: bool, message: str) -> None:
+    if not condition:
+        raise ShapeError(message)
+
+
+def integer(attrs: Attrs, name: str) -> int:
+    value = attrs[name]
+    assert isinstance(value, int)
+    return value
+
+
+def number(attrs: Attrs, name: str) -> float:
+    value = attrs[name]
+    assert isinstance(value, (int, float))
+    return float(value)
+
+
+def integers(attrs: Attrs, name: str) -> tuple[int, ...]:
+    value = attrs[name]
+    assert isinstance(value, tuple)
+    return value

@@ -1,0 +1,51 @@
+"""Placements: how a value lies over the ranks of one mesh axis."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """Every rank holds the whole value."""
+
+    def __str__(self) -> str:
+        return "R"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rank i of n holds the i-th of n equal parts along `dim`."""
+
+    dim: int
+
+    def __str__(self) -> str:
+        return f"S({self.dim})"
+
+
+@dataclass(frozen=True)
+class Partial:
+    """Every rank holds a term of the whole shape; the value is their sum (or max)."""
+
+    op: str = "sum"
+
+    def __str__(self) -> str:
+        return f"P({self.op})"
+
+
+Placement: TypeAlias = Replicate | Shard | Partial
+Placements: TypeAlias = tuple[Placement, ...]  # one an axis of the mesh, in the mesh's order
+
+_TEXT = re.compile(r"R|S\((\d+)\)|P\((sum|max)\)")
+
+
+def parse_placement(text: str) -> Placement:
+    """The inverse of str(). ValueError if `text` is none of R, S(dim), P(sum), P(max)."""
+    match = _TEXT.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a placement; known are R, S(dim), P(sum), P(max)")
+    if match[1] is not None:
+        return Shard(int(match[1]))
+    return Partial(match[2]) if match[2] else Replicate()

@@ -1,0 +1,83 @@
+"""Weight recipes: how a weight of the graph is made from the checkpoint. Data only; `pack` executes them, the interpreter too.
+
+Text form, as the graph prints it: checkpoint("name"), concat(a, b; dim=0), interleave(gate, up; tile=16),
+slice(a; dim=0, start=0, stop=64), shard(a; dim=0, axis="tp"), rope_table(; rows=.., ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The checkpoint's tensor of this name, as it is."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Parts one after the other along `dim`."""
+
+    parts: tuple[Recipe, ...]
+    dim: int = 0
+
+
+@dataclass(frozen=True)
+class Interleave:
+    """Parts of one shape [N, ...]: each padded with zero rows to a multiple of `tile`, then a tile of each in turn."""
+
+    parts: tuple[Recipe, ...]
+    tile: int = 16
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows start..stop of `part` along `dim`."""
+
+    part: Recipe
+    dim: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class ShardOf:
+    """This rank's part of `part` along `dim`: the i-th of n equal parts on mesh axis `axis`; with `groups` (KV heads fewer
+    than ranks) the ranks of each of `groups` groups hold the same part."""
+
+    part: Recipe
+    dim: int
+    axis: str
+    groups: int = 0  # 0: as many parts as ranks
+
+
+@dataclass(frozen=True)
+class RopeTable:
+    """f32 [rows, 2 * len(inv_freq)]: cos then sin of the f32 angles position * inv_freq, times `scaling`.
+
+    `inv_freq` holds f32 values exactly (as Python floats)."""
+
+    rows: int
+    inv_freq: tuple[float, ...]
+    scaling: float = 1.0
+
+
+Recipe: TypeAlias = Checkpoint | Concat | Interleave | Slice | ShardOf | RopeTable
+
+
+def checkpoint_names(recipe: Recipe) -> Iterator[str]:
+    """Names of the checkpoint's tensors that `recipe` reads, in order."""
+    match recipe:
+        case Checkpoint(name):
+            yield name
+        case Concat(parts) | Interleave(parts):
+            for part in parts:
+                yield from checkpoint_names(part)
+        case Slice(part) | ShardOf(part):
+            yield from checkpoint_names(part)
+        case RopeTable():
+            return
