@@ -32,14 +32,13 @@ PASSES: tuple[tuple[str, str], ...] = (
     ("arrange", "build.targets[t].program: buffers with offsets, launches"),
     ("text", "build.text: tokenizer and chat template, compared with their references"),
 )
-UP_TO_FUSE = tuple(name for name, _ in PASSES[:7])
+ALL = tuple(name for name, _ in PASSES)
+UP_TO_FUSE = ALL[:7]
 
 Progress = Callable[[str], None]
 
 
-def run(
-    build: Build, passes: Sequence[str] = tuple(name for name, _ in PASSES), say: Progress = lambda _: None
-) -> None:
+def run(build: Build, passes: Sequence[str] = ALL, say: Progress = lambda _: None) -> None:
     """Runs `passes` in order; verifies the graph after each; writes DIR/NN-name.txt after each if --dump DIR was given."""
     for number, (name, after) in enumerate(PASSES, 1):
         if name not in passes:

@@ -1,8 +1,4 @@
-"""Weight recipes: how a weight of the graph is made from the checkpoint. Data only; `pack` executes them, the interpreter too.
-
-Text form, as the graph prints it: checkpoint("name"), concat(a, b; dim=0), interleave(gate, up; tile=16),
-slice(a; dim=0, start=0, stop=64), shard(a; dim=0, axis="tp"), rope_table(; rows=.., ...).
-"""
+"""Weight recipes: how a weight of the graph is made from the checkpoint. Data; tscompile/weights.py executes them."""
 
 from __future__ import annotations
 
@@ -46,13 +42,11 @@ class Slice:
 
 @dataclass(frozen=True)
 class ShardOf:
-    """This rank's part of `part` along `dim`: the i-th of n equal parts on mesh axis `axis`; with `groups` (KV heads fewer
-    than ranks) the ranks of each of `groups` groups hold the same part."""
+    """This rank's part of `part` along `dim`: the i-th of n equal parts, i the rank's coordinate on mesh axis `axis`."""
 
     part: Recipe
     dim: int
     axis: str
-    groups: int = 0  # 0: as many parts as ranks
 
 
 @dataclass(frozen=True)

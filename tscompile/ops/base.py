@@ -129,6 +129,13 @@ def num_bytes(values: Sequence[Value], sizes: Sizes) -> int:
     return sum(elements(v.shape, sizes) * DTYPES[v.dtype] for v in values if not v.state)
 
 
+def ints(shape: Shape) -> tuple[int, ...]:
+    """A shape that has no symbolic dim."""
+    result = tuple(dim for dim in shape if isinstance(dim, int))
+    assert len(result) == len(shape), shape
+    return result
+
+
 def text_of(shape: Shape) -> str:
     return "[" + ", ".join(str(dim) for dim in shape) + "]"
 

@@ -129,7 +129,7 @@ def _split_factors(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Att
 
 
 def _split_reference(context: RankContext, inputs: list[Tensor], attrs: Attrs) -> list[Tensor]:
-    return list(inputs[0].split(list(integers(attrs, "sizes")), dim=-1))
+    return list(torch.split_with_sizes(inputs[0], integers(attrs, "sizes"), dim=-1))
 
 
 SPLIT = register(

@@ -1,0 +1,126 @@
+"""Runs a graph with torch on N simulated ranks in one process: the oracle that passes and kernels are held to.
+
+A rank holds what its program would hold: its shards of the weights, its KV caches. Collectives run across the ranks of an axis.
+A graph before `localize` has global shapes and runs as one rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tscompile.ir import Graph, Group, Op, Value
+from tscompile.mesh import Mesh
+from tscompile.ops import lookup
+from tscompile.ops.attention import KVCache
+from tscompile.ops.base import RankContext, ints
+from tscompile.ops.elementwise import TORCH_DTYPES
+from tscompile.weights import Read, evaluate
+
+
+@dataclass
+class Batch:
+    """One step's arrays, as in csrc/launch_abi.h; int32 tensors."""
+
+    token_ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    query_start: Tensor
+    context_len: Tensor
+    page_table: Tensor
+    logit_rows: Tensor
+
+
+class Interpreter:
+    """Keeps weights and KV caches between steps."""
+
+    def __init__(self, graph: Graph, read: Read, num_slots: int = 1024, mesh: Mesh | None = None) -> None:
+        """`read` gives the checkpoint's tensors. num_slots: the size of each layer's cache. mesh: the graph's own after
+        `localize`; one rank before."""
+        self.graph = graph
+        self.mesh = mesh or Mesh()
+        self.fixed: list[dict[int, Any]] = []
+        for rank in range(self.mesh.num_ranks):
+            coords = self.mesh.coords(rank)
+            values: dict[int, Any] = {id(w): evaluate(w, read, self.mesh, coords) for w in graph.weights}
+            for state in graph.states:
+                empty = torch.zeros((num_slots, *ints(state.shape)), dtype=TORCH_DTYPES[state.dtype])
+                values[id(state)] = KVCache(empty, empty.clone())
+            self.fixed.append(values)
+
+    def run(self, batch: Batch) -> list[list[Tensor]]:
+        """One step. The graph's outputs, a list a rank."""
+        arrays = vars(batch)
+        ranks = [dict(values) for values in self.fixed]
+        for values in ranks:
+            values.update({id(v): arrays[v.name] for v in self.graph.inputs if not v.state})
+        for op in self.graph.ops:
+            for inner in op.body if isinstance(op, Group) else [op]:
+                self._run_op(inner, ranks)
+        return [[values[id(v)] for v in self.graph.outputs] for values in ranks]
+
+    def _run_op(self, op: Op, ranks: list[dict[int, Any]]) -> None:
+        definition = lookup(op.kind)
+        if definition.across:
+            axis = str(op.attrs["axis"])
+            for rank in range(len(ranks)):
+                group = self.mesh.group(rank, axis)
+                if group[0] == rank:
+                    given = definition.across([ranks[r][id(op.inputs[0])] for r in group], op.attrs)
+                    for r, tensor in zip(group, given, strict=True):
+                        self._set(ranks[r], op.outputs, [tensor])
+            return
+        assert definition.reference is not None, op.kind
+        for rank, values in enumerate(ranks):
+            context = RankContext(self.mesh, rank)
+            given = definition.reference(context, [values[id(v)] for v in op.inputs], op.attrs)
+            self._set(values, op.outputs, given)
+
+    def _set(self, values: dict[int, Any], outputs: Sequence[Value], given: Sequence[Any]) -> None:
+        for value, result in zip(outputs, given, strict=True):
+            if isinstance(result, Tensor):
+                fixed = [
+                    dim if isinstance(dim, int) else size
+                    for dim, size in zip(value.shape, result.shape, strict=True)
+                ]
+                wanted = (TORCH_DTYPES[value.dtype], tuple(fixed))
+                assert (result.dtype, tuple(result.shape)) == wanted, (
+                    f"{value!r}: {result.dtype}{list(result.shape)}"
+                )
+            values[id(value)] = result
+
+
+class Sequences:
+    """Makes batches: page tables, slots and positions for sequences that grow. Pages are given in a scattered order on purpose."""
+
+    def __init__(self, page_size: int, num_slots: int) -> None:
+        self.page_size = page_size
+        self.free = sorted(range(num_slots // page_size), key=lambda page: (page * 7919) % 10007)
+        self.pages: dict[str, list[int]] = {}
+        self.length: dict[str, int] = {}
+
+    def batch(self, tokens: Mapping[str, Sequence[int]], *, all_logits: bool = False) -> Batch:
+        """A step that gives each sequence its next tokens; logits of each one's last token, or of every token."""
+        ids: list[int] = []
+        rows: list[int] = []
+        positions, slots, start = [], [], [0]
+        for name, new in tokens.items():
+            pages, length = self.pages.setdefault(name, []), self.length.get(name, 0)
+            for position in range(length, length + len(new)):
+                if position % self.page_size == 0:
+                    pages.append(self.free.pop())
+                slots.append(pages[position // self.page_size] * self.page_size + position % self.page_size)
+                positions.append(position)
+            self.length[name] = length + len(new)
+            ids += new
+            start.append(len(ids))
+            rows += range(start[-2], start[-1]) if all_logits else [start[-1] - 1]
+        width = max(len(self.pages[name]) for name in tokens)
+        table = [self.pages[name] + [0] * (width - len(self.pages[name])) for name in tokens]
+        context = [self.length[name] for name in tokens]
+        arrays = [ids, positions, slots, start, context, table, rows]
+        return Batch(*(torch.tensor(array, dtype=torch.int32) for array in arrays))

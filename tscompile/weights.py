@@ -1,0 +1,79 @@
+"""Executes weight recipes. A tensor is cast to the weight's dtype as it leaves the checkpoint, so merging never widens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from tscompile.errors import InternalError
+from tscompile.ir import Weight
+from tscompile.mesh import Mesh
+from tscompile.ops.elementwise import TORCH_DTYPES
+from tscompile.recipe import Checkpoint, Concat, Interleave, Recipe, RopeTable, ShardOf, Slice
+
+Read = Callable[[str], Tensor]  # the checkpoint's tensor of a name
+
+
+def evaluate(
+    weight: Weight, read: Read, mesh: Mesh | None = None, coords: Mapping[str, int] | None = None
+) -> Tensor:
+    """The weight's tensor, of its shape and dtype, for the rank at `coords` of `mesh` (one rank if not given).
+
+    InternalError if the recipe gives another shape: capture has checked the checkpoint against the model before."""
+    mesh = mesh or Mesh()
+    tensor = _evaluate(weight.recipe, read, TORCH_DTYPES[weight.dtype], mesh, coords or mesh.coords(0))
+    if tuple(tensor.shape) != weight.shape:
+        raise InternalError(
+            f"the recipe of @{weight.name} gives {list(tensor.shape)}, wanted {list(weight.shape)}"
+        )
+    return tensor
+
+
+def _evaluate(
+    recipe: Recipe, read: Read, dtype: torch.dtype, mesh: Mesh, coords: Mapping[str, int]
+) -> Tensor:
+    def part_of(part: Recipe) -> Tensor:
+        return _evaluate(part, read, dtype, mesh, coords)
+
+    match recipe:
+        case Checkpoint(name):
+            return read(name).to(dtype)
+        case Concat(parts, dim):
+            return torch.cat([part_of(part) for part in parts], dim=dim)
+        case Interleave(parts, tile):
+            return interleave([part_of(part) for part in parts], tile)
+        case Slice(part, dim, start, stop):
+            return part_of(part).narrow(dim, start, stop - start)
+        case ShardOf(part, dim, axis):
+            return part_of(part).chunk(mesh.size(axis), dim=dim)[coords[axis]]
+        case RopeTable():
+            return rope_table(recipe).to(dtype)
+
+
+def interleave(parts: list[Tensor], tile: int) -> Tensor:
+    """Parts [N, ...] -> [len(parts) * N rounded up to `tile`, ...]: a tile of each in turn; rows past N are zero."""
+    rows = parts[0].shape[0]
+    padding = -rows % tile
+    padded = [
+        torch.cat([part, part.new_zeros(padding, *part.shape[1:])]) if padding else part for part in parts
+    ]
+    tiles = [part.reshape(-1, tile, *part.shape[1:]) for part in padded]
+    return torch.stack(tiles, dim=1).reshape(-1, *parts[0].shape[1:])
+
+
+def rope_table(recipe: RopeTable) -> Tensor:
+    """f32 [rows, rotary_dim]. The angle is the f32 product position * inv_freq, as transformers computes it; cos and sin are taken
+    in double and rounded once, so that the bytes do not depend on how the host vectorises them."""
+    positions = torch.arange(recipe.rows, dtype=torch.float32)
+    angles = (
+        torch.outer(positions, torch.tensor(recipe.inv_freq, dtype=torch.float32)).double().flatten().tolist()
+    )
+    cos = torch.tensor([math.cos(a) for a in angles], dtype=torch.float64).float()
+    sin = torch.tensor([math.sin(a) for a in angles], dtype=torch.float64).float()
+    shape = (recipe.rows, len(recipe.inv_freq))
+    # transformers multiplies the f32 cos and sin by its attention_scaling, in f32
+    scaling = torch.tensor(recipe.scaling, dtype=torch.float32)
+    return torch.cat([cos.view(shape) * scaling, sin.view(shape) * scaling], dim=-1)
