@@ -6,24 +6,16 @@
 
 #include "launch_abi.h"
 #include "plan.h"
+#include "program.h"
 
 namespace ts {
 
-/// The limits that a program was arranged for; the scheduler never exceeds them.
-struct Limits {
-  int32_t max_tokens;   ///< T of a step
-  int32_t max_seqs;     ///< S of a step
-  int32_t max_context;  ///< tokens of one sequence
-  int32_t page_size;    ///< tokens of a page
-  int32_t vocab_size;
-};
-
 struct ExecutorOptions {
-  int32_t num_threads = 0;   ///< 0: every core this process may use
-  int32_t num_pages = 0;     ///< 0: from kv_bytes
-  int64_t kv_bytes = 0;      ///< 0: see ts_engine_options
-  int32_t max_seqs = 0;      ///< for the default of kv_bytes; 0: the plan's limit
-  std::string target;        ///< empty: the best that the host can run
+  int32_t num_threads = 0;  ///< 0: every core this process may use
+  int32_t num_pages = 0;    ///< 0: from kv_bytes
+  int64_t kv_bytes = 0;     ///< 0: see ts_engine_options
+  int32_t max_seqs = 0;     ///< for the default of kv_bytes; 0: the plan's limit
+  std::string target;       ///< empty: the best that the host can run
 };
 
 /// Runs one target's program: the list of launches, over worker threads, with a barrier between launches.

@@ -21,8 +21,8 @@ struct ModelInfo {
 
 /// One entry of a plan.
 struct Entry {
-  std::string_view dtype;            ///< safetensors' word: "BF16", "F32", "U8", ...
-  std::span<const uint8_t> bytes;    ///< in the mapped file
+  std::string_view dtype;          ///< safetensors' word: "BF16", "F32", "U8", ...
+  std::span<const uint8_t> bytes;  ///< in the mapped file
 };
 
 /// A mapped, validated plan.tsp. Immutable; the file is never written.
@@ -30,6 +30,10 @@ class Plan {
  public:
   /// Maps and checks everything but the weights' hashes. Throws Error (TS_BAD_PLAN, TS_IO).
   static std::shared_ptr<const Plan> open(const std::string &path, ts_verify verify);
+
+  /// The same over bytes that the caller keeps alive and unchanged, on a 64-byte boundary. Weights are always hashed.
+  static std::shared_ptr<const Plan> from_memory(std::span<const uint8_t> bytes);
+
   ~Plan();
   Plan(const Plan &) = delete;
   Plan &operator=(const Plan &) = delete;

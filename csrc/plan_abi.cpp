@@ -1,0 +1,42 @@
+#include <algorithm>
+#include <cstring>
+
+#include "abi.h"
+#include "text.h"
+
+namespace ts {
+
+void set_error(ts_error *error, std::string_view message) {
+  if (error == nullptr) return;
+  const std::string_view cut = utf8_prefix(message, sizeof(error->message) - 1);
+  std::copy(cut.begin(), cut.end(), error->message);
+  error->message[cut.size()] = '\0';
+}
+
+}  // namespace ts
+
+extern "C" {
+
+ts_status ts_plan_open(const char *path, ts_verify verify, ts_plan **plan, ts_error *error) {
+  return ts::guarded(error, [&] {
+    if (path == nullptr || plan == nullptr) ts::fail(TS_INTERNAL, "ts_plan_open: path and plan must not be NULL");
+    *plan = nullptr;
+    if (verify != TS_VERIFY_AUTO && verify != TS_VERIFY_ALWAYS) {
+      ts::fail(TS_BAD_REQUEST, "ts_plan_open: verify is ", static_cast<int>(verify), ", wanted 0 (auto) or 1 (always)");
+    }
+    *plan = new ts_plan{ts::Plan::open(path, verify)};
+  });
+}
+
+ts_status ts_plan_entry(const ts_plan *plan, const char *name, const uint8_t **data, size_t *size) {
+  if (plan == nullptr || name == nullptr) return TS_BAD_REQUEST;
+  const ts::Entry *entry = plan->plan->find(name);
+  if (entry == nullptr) return TS_BAD_REQUEST;
+  if (data != nullptr) *data = entry->bytes.data();
+  if (size != nullptr) *size = entry->bytes.size();
+  return TS_OK;
+}
+
+void ts_plan_close(ts_plan *plan) { delete plan; }
+
+}  // extern "C"

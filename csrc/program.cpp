@@ -1,0 +1,175 @@
+#include "program.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "json.h"
+#include "launch_abi.h"
+#include "text.h"
+
+namespace ts {
+namespace {
+
+constexpr int64_t kMaxTokens = 1 << 20;
+constexpr int64_t kMaxPageSize = 4096;
+constexpr int64_t kMaxLayers = 1024;
+constexpr int64_t kMaxBytes = int64_t{1} << 46;  // of the arena, and of a page: no sum of a few leaves 64 bits
+constexpr size_t kMaxBuffers = 100'000;
+constexpr size_t kMaxLaunches = 100'000;
+constexpr size_t kMaxArguments = 64;
+constexpr size_t kMaxSymbolBytes = 200;
+constexpr int64_t kAlignment = 64;
+
+/// An integer of [min, max] that is a multiple of `unit`.
+int64_t multiple(const JsonNode &node, int64_t min, int64_t max, int64_t unit) {
+  const int64_t value = node.integer(min, max);
+  if (value % unit != 0) fail(TS_BAD_PLAN, node.where(), " is ", value, ", wanted a multiple of ", unit);
+  return value;
+}
+
+void check_count(const JsonNode &node, size_t min, size_t max) {
+  if (node.size() < min || node.size() > max) {
+    fail(TS_BAD_PLAN, node.where(), " has ", node.size(), " items, wanted ", min, " to ", max);
+  }
+}
+
+Limits parse_limits(const JsonNode &node, const ModelInfo &model) {
+  node.expect_keys({"max_context", "max_seqs", "max_tokens", "page_size", "vocab_size"});
+  Limits limits;
+  limits.max_tokens = static_cast<int32_t>(node["max_tokens"].integer(1, kMaxTokens));
+  limits.max_seqs =
+      static_cast<int32_t>(node["max_seqs"].integer(1, limits.max_tokens));  // a sequence of a step has a token
+  limits.max_context = static_cast<int32_t>(node["max_context"].integer(1, model.max_context));
+  limits.page_size = static_cast<int32_t>(multiple(node["page_size"], 32, kMaxPageSize, 32));
+  const JsonNode vocab = node["vocab_size"];
+  limits.vocab_size = static_cast<int32_t>(vocab.integer(1, std::numeric_limits<int32_t>::max()));
+  if (limits.vocab_size != model.vocab_size) {
+    fail(TS_BAD_PLAN, vocab.where(), " is ", limits.vocab_size, ", the manifest's model has ", model.vocab_size);
+  }
+  return limits;
+}
+
+std::vector<Buffer> parse_buffers(const JsonNode &node, int64_t arena_bytes) {
+  check_count(node, 1, kMaxBuffers);
+  std::vector<Buffer> buffers;
+  for (size_t i = 0; i < node.size(); ++i) {
+    const JsonNode item = node.at(i);
+    item.expect_keys({"bytes", "name", "offset"});
+    Buffer buffer;
+    buffer.name = item["name"].text();
+    buffer.offset = static_cast<uint64_t>(multiple(item["offset"], 0, kMaxBytes, kAlignment));
+    buffer.bytes = static_cast<uint64_t>(item["bytes"].integer(1, kMaxBytes));
+    if (buffer.offset + buffer.bytes > static_cast<uint64_t>(arena_bytes)) {
+      fail(TS_BAD_PLAN, item.where(), " (", in_quotes(buffer.name), ") ends at byte ", buffer.offset + buffer.bytes,
+           " of an arena of ", arena_bytes);
+    }
+    buffers.push_back(std::move(buffer));
+  }
+  return buffers;
+}
+
+Argument parse_weight(const JsonNode &node, const Plan &plan) {
+  node.expect_keys({"bytes", "weight"});
+  const std::string &name = node["weight"].text();
+  const Entry *entry = name.starts_with("tsp/") ? nullptr : plan.find(name);
+  if (entry == nullptr)
+    fail(TS_BAD_PLAN, node.where(), " names the weight ", in_quotes(name), ", which the plan lacks");
+  const JsonNode bytes = node["bytes"];
+  if (const int64_t wanted = bytes.integer(0, kMaxBytes); static_cast<uint64_t>(wanted) != entry->bytes.size()) {
+    fail(TS_BAD_PLAN, bytes.where(), " is ", wanted, ", the weight ", in_quotes(name), " has ", entry->bytes.size());
+  }
+  return {Argument::Kind::weight, 0, entry->bytes.data()};
+}
+
+Argument parse_argument(const JsonNode &node, const Plan &plan, const Program &program) {
+  if (const auto buffer = node.find("buffer")) {
+    node.expect_keys({"buffer"});
+    const int64_t last = static_cast<int64_t>(program.buffers.size()) - 1;
+    return {Argument::Kind::buffer, static_cast<int32_t>(buffer->integer(0, last)), nullptr};
+  }
+  if (const auto layer = node.find("kv")) {
+    node.expect_keys({"kv"});
+    return {Argument::Kind::kv, static_cast<int32_t>(layer->integer(0, program.num_layers - 1)), nullptr};
+  }
+  return parse_weight(node, plan);
+}
+
+/// Buffers of one launch are in use together: they are the same memory from the same start (in place), or apart.
+void check_overlap(const JsonNode &node, const Launch &launch, const std::vector<Buffer> &buffers) {
+  for (size_t i = 0; i < launch.arguments.size(); ++i) {
+    for (size_t j = 0; j < i; ++j) {
+      const Argument &x = launch.arguments[i], &y = launch.arguments[j];
+      if (x.kind != Argument::Kind::buffer || y.kind != Argument::Kind::buffer) continue;
+      const Buffer &a = buffers[x.index], &b = buffers[y.index];
+      if (a.offset == b.offset || a.offset + a.bytes <= b.offset || b.offset + b.bytes <= a.offset) continue;
+      fail(TS_BAD_PLAN, node.where(), ": buffers ", y.index, " and ", x.index, " overlap: bytes ", b.offset, " to ",
+           b.offset + b.bytes, " and ", a.offset, " to ", a.offset + a.bytes, " of the arena");
+    }
+  }
+}
+
+Launch parse_launch(const JsonNode &node, const Plan &plan, const Program &program) {
+  node.expect_keys({"args", "kernel", "op"});
+  Launch launch;
+  const JsonNode kernel = node["kernel"];
+  launch.kernel = kernel.text();
+  const auto is_word = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_';
+  };
+  const bool is_symbol = !launch.kernel.empty() && launch.kernel.size() <= kMaxSymbolBytes &&
+                         std::ranges::all_of(launch.kernel, is_word) &&
+                         !(launch.kernel[0] >= '0' && launch.kernel[0] <= '9');
+  if (!is_symbol) fail(TS_BAD_PLAN, kernel.where(), " is ", in_quotes(launch.kernel), ", wanted a C identifier");
+  launch.op = node["op"].text();
+  const JsonNode args = node["args"];
+  check_count(args, 0, kMaxArguments);
+  for (size_t i = 0; i < args.size(); ++i) launch.arguments.push_back(parse_argument(args.at(i), plan, program));
+  check_overlap(node, launch, program.buffers);
+  return launch;
+}
+
+void parse_logits(const JsonNode &node, Program &program) {
+  node.expect_keys({"buffer", "stride"});
+  const JsonNode index = node["buffer"];
+  program.logits_buffer = static_cast<int32_t>(index.integer(0, static_cast<int64_t>(program.buffers.size()) - 1));
+  program.logits_stride = node["stride"].integer(program.limits.vocab_size, kMaxBytes / kMaxTokens);
+  const uint64_t wanted = sizeof(float) * static_cast<uint64_t>(program.logits_stride) * program.limits.max_seqs;
+  const Buffer &buffer = program.buffers[program.logits_buffer];
+  if (buffer.bytes < wanted) {
+    fail(TS_BAD_PLAN, index.where(), " (", in_quotes(buffer.name), ") has ", buffer.bytes, " bytes, but ",
+         program.limits.max_seqs, " rows of ", program.logits_stride, " f32 take ", wanted);
+  }
+}
+
+}  // namespace
+
+Program parse_program(const Plan &plan, std::string_view target) {
+  const std::string name = "tsp/program/" + std::string(target);
+  const Entry *entry = plan.find(name);
+  if (entry == nullptr) fail(TS_BAD_PLAN, "the plan lacks ", in_quotes(name));
+  const nlohmann::json json = parse_json(entry->bytes, name);
+  const JsonNode root(json, name);
+  if (const int64_t abi = root["abi"].integer(0, std::numeric_limits<int32_t>::max()); abi != TS_LAUNCH_ABI) {
+    fail(TS_BAD_PLAN, name, ".abi is ", abi, ", this tsruntime has ", TS_LAUNCH_ABI,
+         abi > TS_LAUNCH_ABI ? ": update tsruntime" : ": rebuild the plan with this tscompile");
+  }
+  root.expect_keys({"abi", "arena_bytes", "buffers", "kv", "launches", "limits", "logits", "target"});
+  Program program;
+  program.target = root["target"].text();
+  if (program.target != target)
+    fail(TS_BAD_PLAN, name, ".target is ", in_quotes(program.target), ", wanted ", in_quotes(target));
+  program.limits = parse_limits(root["limits"], plan.model());
+  program.arena_bytes = static_cast<uint64_t>(multiple(root["arena_bytes"], kAlignment, kMaxBytes, kAlignment));
+  program.buffers = parse_buffers(root["buffers"], static_cast<int64_t>(program.arena_bytes));
+  const JsonNode kv = root["kv"];
+  kv.expect_keys({"num_layers", "page_bytes"});
+  program.num_layers = static_cast<int32_t>(kv["num_layers"].integer(1, kMaxLayers));
+  program.page_bytes = static_cast<uint64_t>(multiple(kv["page_bytes"], kAlignment, kMaxBytes, kAlignment));
+  const JsonNode launches = root["launches"];
+  check_count(launches, 1, kMaxLaunches);
+  for (size_t i = 0; i < launches.size(); ++i) program.launches.push_back(parse_launch(launches.at(i), plan, program));
+  parse_logits(root["logits"], program);
+  return program;
+}
+
+}  // namespace ts

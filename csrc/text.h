@@ -1,0 +1,31 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <sstream>
+#include <string>
+#include <string_view>
+
+#include "error.h"
+
+namespace ts {
+
+/// `text` in single quotes, fit for one line of a message: control characters and bytes that are not UTF-8 as \xNN, long
+/// text cut in the middle.
+std::string in_quotes(std::string_view text);
+
+/// The longest prefix of at most `max_bytes` that does not end inside a UTF-8 character.
+std::string_view utf8_prefix(std::string_view text, size_t max_bytes);
+
+/// Bytes as people read them: "512 bytes", "1.2 GiB".
+std::string human_bytes(uint64_t bytes);
+
+/// Throws Error with the parts joined.
+template <class... Parts>
+[[noreturn]] void fail(ts_status status, const Parts &...parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw Error(status, message.str());
+}
+
+}  // namespace ts
