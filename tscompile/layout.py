@@ -1,8 +1,8 @@
 """Weight layouts: how a weight's tensor lies in the plan (ARCHITECTURE.md, "Weight layouts").
 
 - rows, for any [..., K]: row-major, each row padded with zeros to a multiple of 64 bytes.
-- tiles, for a linear's [N, K]: tiles of 16 output columns x 32 elements of K, for bf16 in the order of an AMX B tile;
-  N is padded with zeros to a multiple of 16, K to 32.
+- tiles, for a linear's [N, K]: tiles of 16 output columns x 32 elements of K, for bf16 in the order of an AMX
+  B tile; N is padded with zeros to a multiple of 16, K to 32.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def round_up(number: int, multiple: int) -> int:
 
 
 def stored_shape(layout: str, dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that a tensor of `shape` has in the plan: a multiple of 64 bytes. InternalError if the layout is not known
-    or does not take such a tensor."""
+    """The shape that a tensor of `shape` has in the plan: a multiple of 64 bytes. InternalError if the
+    layout is not known or does not take such a tensor."""
     return _lookup(layout).shape(dtype, shape)
 
 
@@ -84,7 +84,8 @@ def _tiles_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) != 2:
         raise InternalError(f"the layout tiles takes a weight [N, K], not {list(shape)}")
     tiles = (round_up(shape[0], TILE_N) // TILE_N, round_up(shape[1], TILE_K) // TILE_K, TILE_K // 2)
-    # bf16: a 64-byte row is 16 columns x (even k, odd k), what TDPBF16PS reads. f32: the even k's columns, then the odd's.
+    # bf16: a 64-byte row is 16 columns x (even k, odd k), what TDPBF16PS reads. f32: the even k's 16
+    # columns, then the odd's.
     return (*tiles, TILE_N, 2) if dtype == "bf16" else (*tiles, 2, TILE_N)
 
 

@@ -1,0 +1,197 @@
+"""Reads plan.tsp, and refuses what the engine refuses (csrc/plan.cpp): each CompileError says where, and
+both numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tscompile import canonical
+from tscompile.errors import CompileError
+from tscompile.plan import ALIGN, DTYPE_BYTES, MANIFEST, METADATA, SCHEMA, SEAL, kind_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class Located:
+    """An entry: bytes begin..end of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class Plan:
+    """A mapped plan, checked but for the weights' hashes (`verify_weights` checks those). entries: in order
+    of data."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                self.size = file.seek(0, 2)
+                if self.size < 8:
+                    raise self._wrong(f"it has {self.size} bytes, not even the 8 of the header's length")
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except OSError as error:
+            raise CompileError(f"{path} cannot be read: {error.strerror}") from None
+        self.entries = {entry.name: entry for entry in self._header()}
+        self._check_order()
+        self._check_seal()
+        self.manifest: dict[str, Any] = self.json(MANIFEST)
+        self._check_manifest()
+        for name in self.entries:
+            if name not in (MANIFEST, SEAL) and kind_of(name) != "weight":
+                self._check_hash(name)
+
+    def bytes(self, name: str) -> memoryview:
+        """An entry's bytes. CompileError if there is none of that name."""
+        entry = self._entry(name)
+        return memoryview(self._map)[entry.begin : entry.end]
+
+    def json(self, name: str) -> Any:
+        """An entry of canonical JSON."""
+        return canonical.loads(bytes(self.bytes(name)), f"{self.path}: {name}")
+
+    def tensor(self, name: str) -> Tensor:
+        """A weight as it is stored, over the mapped file."""
+        import torch  # only here: to inspect a plan needs none
+
+        entry = self._entry(name)
+        dtype = {"F32": torch.float32, "BF16": torch.bfloat16, "U8": torch.uint8}[entry.dtype]
+        return torch.frombuffer(self.bytes(name), dtype=dtype).view(entry.shape)
+
+    def verify_weights(self) -> None:
+        for name in self.entries:
+            if kind_of(name) == "weight":
+                self._check_hash(name)
+
+    def _entry(self, name: str) -> Located:
+        if name not in self.entries:
+            raise self._wrong(f"it has no entry {name!r}")
+        return self.entries[name]
+
+    def _wrong(self, what: str) -> CompileError:
+        return CompileError(f"{self.path} is not a whole plan: {what}")
+
+    def _header(self) -> list[Located]:
+        length = int.from_bytes(self._map[:8], "little")
+        if length > min(MAX_HEADER_BYTES, self.size - 8):
+            raise self._wrong(
+                f"the header's length is {length} bytes, but {self.size - 8} follow, and 10^8 is the most"
+            )
+        self.data = 8 + length
+        text = self._map[8 : self.data]
+        spaces = len(text) - len(text.rstrip(b" "))
+        if self.data % ALIGN or spaces >= ALIGN:
+            raise self._wrong(
+                f"data begins at byte {self.data} after {spaces} spaces, wanted the next multiple of {ALIGN}"
+            )
+        table = canonical.loads(text[: len(text) - spaces], f"{self.path}: the header")
+        if not isinstance(table, dict):
+            raise self._wrong("the header is no object")
+        metadata = table.pop("__metadata__", None)
+        if metadata != METADATA:
+            found = metadata.get("tsp_schema") if isinstance(metadata, dict) else None
+            raise self._wrong(f"__metadata__ is {str(metadata)[:100]}, wanted {METADATA}" + _age(found))
+        located = sorted(
+            (self._locate(name, item) for name, item in table.items()), key=lambda e: (e.begin, e.end)
+        )
+        at = self.data
+        for entry in located:
+            if entry.begin != at:
+                raise self._wrong(
+                    f"{entry.name!r} begins at byte {entry.begin}, wanted {at}: a hole or an overlap"
+                )
+            at = entry.end
+        if at != self.size:
+            raise self._wrong(f"the data ends at byte {at}, the file at {self.size}")
+        return located
+
+    def _locate(self, name: str, item: Any) -> Located:
+        if not isinstance(item, dict) or sorted(item) != ["data_offsets", "dtype", "shape"]:
+            raise self._wrong(f"the header's {name!r} is not of dtype, shape and data_offsets")
+        dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
+        if dtype not in DTYPE_BYTES:
+            raise self._wrong(f"{name!r} has dtype {dtype!r}, wanted {', '.join(DTYPE_BYTES)}")
+        if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+            raise self._wrong(f"{name!r} has shape {str(shape)[:80]} and offsets {str(offsets)[:80]}")
+        wanted = DTYPE_BYTES[dtype]
+        for dim in shape:
+            wanted *= dim
+        if offsets[1] - offsets[0] != wanted:
+            raise self._wrong(
+                f"{name!r} of {dtype}{shape} takes {wanted} bytes, its offsets {offsets[1] - offsets[0]}"
+            )
+        return Located(name, dtype, tuple(shape), self.data + offsets[0], self.data + offsets[1])
+
+    def _check_order(self) -> None:
+        """Weights first and whole lines of 64 bytes, the seal last."""
+        weights_over = False
+        for entry in self.entries.values():
+            weight = kind_of(entry.name) == "weight"
+            if weight and (weights_over or entry.begin % ALIGN or entry.end % ALIGN):
+                raise self._wrong(
+                    f"the weight {entry.name!r} is at {entry.begin} to {entry.end}: not aligned, or not first"
+                )
+            if not weight and (entry.dtype != "U8" or len(entry.shape) != 1):
+                raise self._wrong(f"{entry.name!r} is {entry.dtype}{list(entry.shape)}, wanted U8 of one dim")
+            weights_over |= not weight
+        if not self.entries or list(self.entries)[-1] != SEAL or MANIFEST not in self.entries:
+            raise self._wrong(f"wanted {MANIFEST!r}, and {SEAL!r} last")
+
+    def _check_seal(self) -> None:
+        found = hashlib.sha256(self._map[: self.data] + bytes(self.bytes(MANIFEST))).digest()
+        if found != bytes(self.bytes(SEAL)):
+            seal = bytes(self.bytes(SEAL)).hex()
+            raise self._wrong(
+                f"header or manifest is damaged: their SHA-256 is {found.hex()}, the seal says {seal}"
+            )
+
+    def _check_manifest(self) -> None:
+        manifest = self.manifest
+        wanted = ["entries", "model", "producer", "schema", "targets"]
+        if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or sorted(manifest) != wanted:
+            raise self._wrong("the manifest is of another schema")
+        listed = {
+            name: {"dtype": e.dtype, "shape": list(e.shape), "bytes": e.end - e.begin, "kind": kind_of(name)}
+            for name, e in self.entries.items()
+            if name not in (MANIFEST, SEAL)
+        }
+        found = {
+            name: {k: v for k, v in item.items() if k != "sha256"}
+            for name, item in manifest["entries"].items()
+        }
+        for name in sorted(listed.keys() | found.keys()):
+            if listed.get(name) != found.get(name):
+                raise self._wrong(
+                    f"{name!r} is {listed.get(name)} in the header, {found.get(name)} in the manifest"
+                )
+        for target in manifest["targets"]:
+            for entry in (f"tsp/program/{target}", f"tsp/kernels/{target}"):
+                if entry not in listed:
+                    raise self._wrong(f"the target {target!r} lacks {entry!r}")
+
+    def _check_hash(self, name: str) -> None:
+        found, wanted = hashlib.sha256(self.bytes(name)).hexdigest(), self.manifest["entries"][name]["sha256"]
+        if found != wanted:
+            raise self._wrong(f"{name!r} is damaged: its SHA-256 is {found}, the manifest says {wanted}")
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _age(schema: Any) -> str:
+    if isinstance(schema, str) and schema.isdigit() and len(schema) < 9 and int(schema) != SCHEMA:
+        return ": update tscompile" if int(schema) > SCHEMA else ": rebuild the plan with this tscompile"
+    return ""
