@@ -1,0 +1,192 @@
+"""arrange: buffers get offsets, and the step becomes a list of launches.
+
+Takes the fused build.graph, build.targets[t].symbols and build.weights. Gives build.targets[t].program
+(ARCHITECTURE.md, "The program"). A value lives from the launch that makes it to the last that reads it;
+values whose lives do not touch may share memory. So a kernel's outputs never lie over its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tscompile.build import Build, Options, TargetBuild
+from tscompile.errors import CompileError, InternalError
+from tscompile.ir import DTYPES, Graph, Group, Sym, Value, Weight
+from tscompile.layout import ALIGN, round_up
+from tscompile.passes.pack import Packed
+
+LAUNCH_ABI = 1  # csrc/launch_abi.h, TS_LAUNCH_ABI
+HEAD_DIM_MULTIPLE = 32  # a head's elements in the KV cache: K of the q.k product, padded as every K is
+
+
+@dataclass
+class Life:
+    """A buffer: `value` is alive from launch `first` to launch `last`, both included. offset: set by
+    place()."""
+
+    value: Value
+    num_bytes: int
+    first: int
+    last: int
+    offset: int = -1
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.num_bytes
+
+    def meets(self, other: Life) -> bool:
+        return self.first <= other.last and other.first <= self.last
+
+
+def run(build: Build) -> None:
+    assert build.model is not None
+    limits = limits_of(build.options, build.model.max_context, build.model.vocab_size)
+    lives = lives_of(build.graph, limits)
+    arena_bytes = place(lives)
+    check(lives, arena_bytes)
+    for target in build.targets.values():
+        target.program = {
+            "abi": LAUNCH_ABI,
+            "target": target.target,
+            "limits": limits,
+            "arena_bytes": arena_bytes,
+            "buffers": [{"name": x.value.name, "offset": x.offset, "bytes": x.num_bytes} for x in lives],
+            "kv": {
+                "num_layers": len(build.graph.states),
+                "page_bytes": page_bytes(build.graph, limits["page_size"]),
+            },
+            "launches": launches_of(build.graph, lives, target, build.weights),
+            "logits": logits_of(build.graph, lives),
+        }
+
+
+def limits_of(options: Options, max_context: int, vocab_size: int) -> dict[str, int]:
+    """The program's "limits". CompileError for what no step can be made of."""
+    if options.page_size < 32 or options.page_size % 32 or options.page_size > 4096:
+        raise CompileError(f"page size {options.page_size}: wanted a multiple of 32 up to 4,096")
+    if not 1 <= options.max_seqs <= options.max_tokens <= 1 << 20:
+        raise CompileError(
+            f"max_seqs {options.max_seqs} and max_tokens {options.max_tokens}: wanted 1 <= max_seqs <= "
+            "max_tokens <= 2^20, as every sequence of a step has a token"
+        )
+    return {
+        "max_tokens": options.max_tokens,
+        "max_seqs": options.max_seqs,
+        "max_context": max_context,
+        "page_size": options.page_size,
+        "vocab_size": vocab_size,
+    }
+
+
+def page_bytes(graph: Graph, page_size: int) -> int:
+    """One layer's bytes a page; where layers differ the largest's, so that every layer's kernels stay within
+    it."""
+    sizes = [0]
+    for state in graph.states:
+        heads, head_dim = state.shape
+        assert isinstance(heads, int)
+        assert isinstance(head_dim, int)
+        sizes.append(2 * heads * round_up(head_dim, HEAD_DIM_MULTIPLE) * page_size * DTYPES[state.dtype])
+    if not max(sizes):
+        raise CompileError("the model has no PagedAttention: nothing in it depends on the context")
+    return max(sizes)
+
+
+def lives_of(graph: Graph, limits: dict[str, int]) -> list[Life]:
+    """A life for every value that a launch makes and another reads, in order of birth. Outputs of the graph
+    live to the end."""
+    most = {"T": limits["max_tokens"], "S": limits["max_seqs"], "L": limits["max_seqs"]}
+    lives: dict[int, Life] = {}
+    for index, group in enumerate(graph.groups()):
+        for value in group.inputs:
+            if id(value) in lives:
+                lives[id(value)].last = index
+        for value in group.outputs:
+            if not value.state:
+                lives[id(value)] = Life(value, bytes_of(value, most), index, index)
+    for value in graph.outputs:
+        lives[id(value)].last = len(graph.ops)
+    return list(lives.values())
+
+
+def bytes_of(value: Value, most: dict[str, int]) -> int:
+    """The largest that the value can be."""
+    rows = 1
+    for dim in value.shape:
+        if isinstance(dim, Sym):
+            if dim.name not in most:
+                raise InternalError(f"{value!r} has the dim {dim}, which no limit bounds")
+            rows *= most[dim.name] + dim.plus
+    return rows * value.row_elements * DTYPES[value.dtype]
+
+
+def place(lives: Sequence[Life]) -> int:
+    """Sets every offset (a multiple of 64) and returns the arena's bytes. Largest first, each into the
+    smallest gap that holds it between those placed before that live at the same time. Ties go by birth, so
+    the same graph gives the same offsets."""
+    placed: list[Life] = []
+    for life in sorted(lives, key=lambda x: -x.num_bytes):
+        best, best_gap, end = -1, 0, 0
+        for other in sorted((x for x in placed if x.meets(life)), key=lambda x: x.offset):
+            gap = other.offset - end
+            if life.num_bytes <= gap and (best < 0 or gap < best_gap):
+                best, best_gap = end, gap
+            end = max(end, round_up(other.end, ALIGN))
+        life.offset = best if best >= 0 else end
+        placed.append(life)
+    return max(round_up(max((x.end for x in lives), default=0), ALIGN), ALIGN)
+
+
+def check(lives: Sequence[Life], arena_bytes: int) -> None:
+    """InternalError unless every buffer is aligned, inside, and apart from all that live with it."""
+    for index, life in enumerate(lives):
+        if life.offset < 0 or life.offset % ALIGN or life.end > arena_bytes:
+            raise InternalError(
+                f"{life.value!r} lies at {life.offset} to {life.end} of an arena of {arena_bytes}"
+            )
+        for other in lives[:index]:
+            if life.meets(other) and life.offset < other.end and other.offset < life.end:
+                raise InternalError(f"{life.value!r} and {other.value!r} live together and overlap")
+
+
+def launches_of(
+    graph: Graph, lives: Sequence[Life], target: TargetBuild, packed: Packed
+) -> list[dict[str, Any]]:
+    buffers = {id(life.value): index for index, life in enumerate(lives)}
+    layers = layers_of(graph)
+
+    def argument(group: Group, value: Value) -> dict[str, Any]:
+        if isinstance(value, Weight):
+            entry = packed.find(target.target, value)
+            return {"weight": entry.name, "bytes": entry.num_bytes}
+        if value.state:
+            return {"kv": layers[id(value)]}
+        if id(value) not in buffers:
+            raise InternalError(f"{group.name} takes {value!r}, which is no buffer, weight or KV state")
+        return {"buffer": buffers[id(value)]}
+
+    launches = []
+    for group in graph.groups():
+        if group.name not in target.symbols:
+            raise InternalError(f"select gave {group.name} no kernel for {target.target}")
+        arguments = [argument(group, value) for value in group.launch_args()]
+        launches.append({"kernel": target.symbols[group.name], "op": group.name, "args": arguments})
+    return launches
+
+
+def layers_of(graph: Graph) -> dict[int, int]:
+    """id(state) -> its layer, for every state that the graph takes or an op gives."""
+    layers = {id(state): layer for layer, state in enumerate(graph.states)}
+    for group in graph.groups():
+        taken = next((layers[id(v)] for v in group.inputs if v.state), None)
+        layers.update({id(v): taken for v in group.outputs if v.state and taken is not None})
+    return layers
+
+
+def logits_of(graph: Graph, lives: Sequence[Life]) -> dict[str, int]:
+    if len(graph.outputs) != 1 or graph.outputs[0].dtype != "f32":
+        raise InternalError(f"the graph gives {graph.outputs}, wanted the logits alone, f32")
+    index = next(i for i, life in enumerate(lives) if life.value is graph.outputs[0])
+    return {"buffer": index, "stride": graph.outputs[0].row_elements}
