@@ -76,6 +76,7 @@ GROUP_KINDS = {
     "elementwise": "a DAG of elementwise ops (OpDef.elementwise), and split or concat of the last dim; one or more outputs of one shape",
     # What is left where qkv_write does not match (slower, still right):
     "rope": "rope [, cast]: x[T,H,D], table, positions -> [T,H,D]",
+    "collective": "one collective of the registry, between ranks",
     "kv_write": "[cast k,] [cast v,] kv_write: state, k, v, slots -> state",
 }
 

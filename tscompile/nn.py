@@ -1,0 +1,78 @@
+"""What a model file imports, beside torch. docs/writing-a-model.md shows how.
+
+from tscompile.nn import Config, PagedAttention, RotaryEmbedding, placements, Replicate, Shard, Partial
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from tscompile.config import Config
+from tscompile.errors import CompileError
+from tscompile.placement import Partial, Placement, Replicate, Shard
+
+__all__ = ["Config", "PagedAttention", "Partial", "Replicate", "RotaryEmbedding", "Shard", "placements"]
+
+Module = TypeVar("Module", bound=type[nn.Module])
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotary position embeddings, by a table made at build. The first rotary_dim elements of each head are rotated, element i
+    paired with i + rotary_dim / 2. One instance may serve all layers; equal ones share their table."""
+
+    def __init__(self, config: Config, rotary_dim: int) -> None:
+        """Reads rope_parameters, or rope_theta and rope_scaling, of config.json."""
+        super().__init__()
+        self.inv_freq, self.scaling = config.rope(rotary_dim)
+        self.max_context = config.max_context
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [T, heads, head_dim] -> the same shape, rotated by each token's position."""
+        raise CompileError("RotaryEmbedding runs only inside a model that tscompile captures")
+
+
+class PagedAttention(nn.Module):
+    """Causal attention. Each instance owns one layer's paged KV cache; make one a layer, in order."""
+
+    def __init__(
+        self, num_heads: int, num_kv_heads: int, head_dim: int, scale: float = 0.0, window: int = 0
+    ) -> None:
+        """num_kv_heads divides num_heads. scale: of q.k, 0 for head_dim ** -0.5. window: how many tokens back a token sees,
+        itself included; 0 for all."""
+        super().__init__()
+        if num_heads % num_kv_heads:
+            raise CompileError(
+                f"PagedAttention: num_kv_heads {num_kv_heads} does not divide num_heads {num_heads}"
+            )
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.scale = scale or head_dim**-0.5
+        self.window = window
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [T, num_heads, head_dim], k and v [T, num_kv_heads, head_dim], written to the cache -> [T, num_heads, head_dim]."""
+        raise CompileError("PagedAttention runs only inside a model that tscompile captures")
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What a module takes and gives on each axis. An axis that is not named: replicated."""
+
+    takes: Mapping[str, Placement]
+    gives: Mapping[str, Placement]
+
+
+def placements(
+    takes: Mapping[str, Placement] | None = None, gives: Mapping[str, Placement] | None = None
+) -> Callable[[Module], Module]:
+    """Class decorator: the placement of the module's first input and of its output, by mesh axis, e.g.
+    @placements(takes={"tp": Replicate()}, gives={"tp": Replicate()}). What happens inside, the compiler infers."""
+
+    def mark(module: Module) -> Module:
+        module.tscompile_boundary = Boundary(takes or {}, gives or {})  # type: ignore[attr-defined]
+        return module
+
+    return mark

@@ -1,0 +1,1 @@
+"""One pass, one file. tscompile/pipeline.py lists them in order."""

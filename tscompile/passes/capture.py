@@ -1,0 +1,117 @@
+"""capture: the model file and the checkpoint -> a graph as the author wrote it.
+
+Takes build.options and build.checkpoint. Gives build.model, and build.graph: ops of the registry with a source line each, every
+float value f32, every weight checkpoint("name"), module boundaries as `boundary` ops. What the model wants and what the
+checkpoint has are compared by name and shape here, so that nothing after this pass can miss a tensor.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from tscompile import models
+from tscompile.build import Build, ModelInfo
+from tscompile.capture import Builder, capture
+from tscompile.checkpoint import DTYPES, Checkpoint
+from tscompile.config import Config
+from tscompile.errors import CompileError
+from tscompile.ir import Graph, Weight
+from tscompile.recipe import Checkpoint as FromCheckpoint
+
+
+def run(build: Build) -> None:
+    options = build.options
+    file = models.load(options.model)
+    config = Config(build.checkpoint.config, "config.json", options.max_context)
+    with models.user_code(options.model), torch.device("meta"):
+        model = file.model(config)
+    name = re.sub(r"\W", "_", file.stem)
+    builder = Builder(
+        name if name[:1].isalpha() else f"m{name}", build.mesh, options.model, options.page_size
+    )
+    build.graph = capture(model, builder)
+    _bind(build.graph, model, build.checkpoint, file, config)
+    build.model = _info(build, config, file)
+
+
+def _bind(
+    graph: Graph, model: nn.Module, checkpoint: Checkpoint, file: models.ModelFile, config: Config
+) -> None:
+    """Parameter names -> the checkpoint's names, each tensor found and of the right shape; none left over."""
+    aliases: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        with models.user_code(file.path):
+            aliases.setdefault(id(parameter), []).append(file.checkpoint_name(name))
+    by_name = {name: aliases[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+    used: set[str] = {name for names in aliases.values() for name in names}
+    missing = []
+    for weight in graph.weights:
+        if isinstance(weight.recipe, FromCheckpoint):
+            names = by_name[weight.recipe.name]
+            found = next((name for name in names if name in checkpoint.tensors), None)
+            if found is None:
+                missing.append(f"{names[0]} {list(weight.shape)}")
+                continue
+            weight.recipe = FromCheckpoint(found)
+            _check(weight, checkpoint, found, config)
+    extra = [
+        str(info)
+        for name, info in checkpoint.tensors.items()
+        if name not in used and not any(fnmatch.fnmatchcase(name, pattern) for pattern in file.ignored)
+    ]
+    if missing or extra:
+        says = [f"lacks {_some(missing)}"] * bool(missing) + [
+            f"has {_some(extra)}, which the model does not use"
+        ] * bool(extra)
+        raise CompileError(
+            f"the checkpoint {' and '.join(says)}. The model file is {models.shown(file.path)}: is it the right one?"
+        )
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def _check(weight: Weight, checkpoint: Checkpoint, name: str, config: Config) -> None:
+    info = checkpoint.tensors[name]
+    if info.dtype not in DTYPES:
+        raise CompileError(f"{info} in {info.file.name}: weights of {', '.join(DTYPES)} can be read")
+    if info.shape != weight.shape:
+        wrong = [dim for dim, found in zip(weight.shape, info.shape, strict=False) if dim != found]
+        why = "; ".join(filter(None, (config.describe(dim) for dim in wrong if isinstance(dim, int))))
+        raise CompileError(
+            f"{name} is {list(info.shape)} in {info.file.name}, but {config.where} makes it {list(weight.shape)}"
+            + (f" ({why})" if why else "")
+        )
+
+
+def _info(build: Build, config: Config, file: models.ModelFile) -> ModelInfo:
+    vocab_size = build.graph.outputs[0].shape[1]
+    assert isinstance(vocab_size, int)
+    generation = build.checkpoint.generation
+    ends = generation.get("eos_token_id", config.data.get("eos_token_id"))
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    begin = generation.get("bos_token_id", config.data.get("bos_token_id"))
+    for key, value in [
+        *(("eos_token_id", end) for end in ends),
+        ("bos_token_id", 0 if begin is None else begin),
+    ]:
+        if type(value) is not int or not 0 <= value < vocab_size:
+            raise CompileError(f"{key} is {value!r}, wanted a token id below vocab_size {vocab_size}")
+    path = str(config.data.get("_name_or_path") or "")
+    return ModelInfo(
+        name=path.rstrip("/").rpartition("/")[2] or file.stem,
+        architecture=config.architecture,
+        vocab_size=vocab_size,
+        max_context=config.max_context,
+        eos_token_ids=tuple(ends),
+        bos_token_id=begin,
+        dtype=build.options.dtype,
+    )

@@ -1,0 +1,221 @@
+"""fuse: every op becomes part of a group, and each group one kernel (tscompile/ir.py, GROUP_KINDS).
+
+Takes one rank's graph of registry ops. Gives a graph of groups, and build.receipts: for each pattern and place where it was
+tried, whether it matched, or why not. Rewrites come first (rows gathered early, gate and up merged, QKV merged), then groups
+are cut around anchors. What a pattern or a group is stands in the tables below; tscompile/match.py matches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tscompile.build import Build, Receipt
+from tscompile.cut import Cut, Cutter
+from tscompile.ir import Op, Value, Weight
+from tscompile.match import Bind, Either, Found, Mismatch, Node, Parameter, Pattern, Through
+from tscompile.ops import lookup
+from tscompile.recipe import Concat, Interleave, Recipe
+from tscompile.rewrite import Rewriter, common_path, in_order
+
+TILE = 16  # columns that gate and up take in turn: the kernels' tile
+
+
+def projection(name: str) -> Pattern:
+    """linear(x, weight), with or without bias."""
+    linear = Node("linear", (Bind("x"), Parameter(name)), name=f"{name}.linear")
+    return Either(Node("add", (linear, Parameter(f"{name}.bias")), name=f"{name}.add"), linear)
+
+
+HEAD = ("cast", "rope", "rms_norm")  # what a head may go through between projection and cache, nearest first
+Q, K, V = projection("q"), projection("k"), projection("v")
+WRITE = Node("kv_write", (Bind("state"), Through(HEAD, K, "k"), Through(("cast",), V, "v")), name="write")
+QKV = Node("attention", (Through(HEAD, Q, "q"), WRITE))
+GATE_UP = Node("mul", (Node("silu", (projection("gate"),)), projection("up")), swap=True)
+
+
+def is_bias(add: Op, value: Value) -> str:
+    """Why `add` adds no bias to `value`, or nothing."""
+    other = add.inputs[1] if add.inputs[0] is value else add.inputs[0]
+    vector = isinstance(other, Weight) and other.shape == value.shape[-1:]
+    return "" if vector else f"what is added, {other!r}, is no bias: a weight of the row's length"
+
+
+def is_residual(add: Op, value: Value) -> str:
+    """Why `add` adds no two activations of one shape, or nothing."""
+    same = add.inputs[0].shape == add.inputs[1].shape and not any(isinstance(v, Weight) for v in add.inputs)
+    return "" if same else "the sum is not of two values of one shape"
+
+
+# In order: an op belongs to the first group that takes it. What is left becomes elementwise groups.
+CUTS = (
+    Cut(
+        "linear",
+        "linear",
+        before={0: ("gather_rows",)},
+        after=("add", "swiglu", "cast"),
+        when={"add": is_bias},
+    ),
+    Cut(
+        "rms_norm",
+        "rms_norm",
+        before={0: ("add",)},
+        after=("cast",),
+        when={"add": is_residual},
+        shared=("add",),
+        receipt=("residual_rms_norm", "add"),
+    ),
+    Cut("attention", "attention", after=("cast",)),
+    Cut("embed", "embedding"),
+    Cut("rope", "rope", after=("cast",)),
+    Cut("kv_write", "kv_write", before={1: ("cast",), 2: ("cast",)}),
+    Cut("gather_rows", "gather_rows"),
+)
+
+
+def run(build: Build) -> None:
+    graph = build.graph
+    fuser = _Fuser(Rewriter(graph), build.receipts)
+    fuser.gather_early()
+    fuser.merge("gate_up_swiglu", "mul", GATE_UP, fuser.merge_gate_up)
+    fuser.merge("qkv", "attention", QKV, fuser.merge_qkv)
+    graph.ops = in_order(graph.ops)
+    cutter = Cutter(graph, fuser.rewriter.names)
+    for write, members in fuser.qkv_writes:
+        cutter.group("qkv_write", members)
+        fuser.note("qk_norm_rope_kv_write", write)
+    for cut in CUTS:
+        for op, reason in cutter.cut(cut):
+            fuser.note(cut.receipt[0], op, reason)
+    cutter.finish()
+
+
+@dataclass
+class _Fuser:
+    rewriter: Rewriter
+    receipts: list[Receipt]
+    qkv_writes: list[tuple[Op, list[Op]]] = field(
+        default_factory=list
+    )  # kv_write ops, and their groups' members
+
+    def note(self, pattern: str, op: Op, reason: str = "") -> None:
+        self.receipts.append(Receipt(pattern, op.name, str(op.source or ""), not reason, reason))
+
+    def merge(self, pattern: str, anchor: str, wanted: Pattern, rewrite: Callable[[Op, Found], None]) -> None:
+        """Tries a pattern at every op of the anchor's kind."""
+        for op in [op for op in self.rewriter.graph.ops if op.kind == anchor]:
+            try:
+                rewrite(op, self.rewriter.matcher.match(wanted, op.outputs[0]))
+                self.note(pattern, op)
+            except Mismatch as reason:
+                self.note(pattern, op, str(reason))
+
+    # --- rows gathered early ---
+
+    def gather_early(self) -> None:
+        """Moves a gather_rows up, past ops that work row by row, to before the last that does much (the head's linear): then only
+        the rows whose logits are wanted are computed."""
+        matcher = self.rewriter.matcher
+        for gather in [op for op in self.rewriter.graph.ops if op.kind == "gather_rows"]:
+            value, path, best = gather.inputs[0], list[tuple[Op, int]](), 0
+            while (op := matcher.producers.get(id(value))) and matcher.single(value):
+                index = _row_input(op)
+                if index is None:
+                    break
+                path.append((op, index))
+                best = len(path) if _is_heavy(op) else best
+                value = op.inputs[index]
+            if best:
+                self._hoist(gather, path[:best])
+                self.note("gather_early", path[best - 1][0])
+            else:
+                self.note(
+                    "gather_early",
+                    gather,
+                    f"{gather.inputs[0]!r} comes from no large op that works row by row",
+                )
+
+    def _hoist(self, gather: Op, path: list[tuple[Op, int]]) -> None:
+        """path: from the gather up to the op that it moves above."""
+        top, index = path[-1]
+        source, rows = top.inputs[index], gather.inputs[1]
+        early = self.rewriter.like(source, f"{source.name}.rows")
+        early.shape = (*rows.shape, *source.shape[1:])
+        for op, _ in path:
+            op.outputs[0].shape = (*rows.shape, *op.outputs[0].shape[1:])
+        top.inputs[index] = early
+        path[0][0].outputs = gather.outputs  # what the gather gave now comes from the last op of the path
+        new = Op("gather_rows", [source, rows], [early], {}, top.source)
+        self.rewriter.replace([gather], top, [new, top])
+
+    # --- merged projections ---
+
+    def merged(
+        self, found: Found, names: tuple[str, ...], called: str, join: Callable[..., Concat | Interleave]
+    ) -> Value:
+        """One linear (and bias) in place of those that the match bound as `names`. Its output."""
+        linears = [found.ops[f"{name}.linear"] for name in names]
+        adds = [found.ops[f"{name}.add"] for name in names if f"{name}.add" in found.ops]
+        if adds and len(adds) < len(linears):
+            raise Mismatch("some of the projections have a bias, wanted all or none")
+        path = common_path(op.name for op in linears)
+        weight = self._joined(f"{path}{called}.weight", [found.values[name] for name in names], join)
+        out = self.rewriter.like(linears[0].outputs[0], f"{path}{called}")
+        out.shape = (*out.shape[:-1], weight.shape[0])
+        ops = [Op("linear", [found.values["x"], weight], [out], {}, linears[0].source)]
+        if adds:
+            bias = self._joined(
+                f"{path}{called}.bias", [found.values[f"{name}.bias"] for name in names], join
+            )
+            biased = self.rewriter.like(out, f"{path}{called}.biased")
+            ops.append(Op("add", [out, bias], [biased], {}, linears[0].source))
+        self.rewriter.replace([*linears[1:], *adds], linears[0], ops)
+        return ops[-1].outputs[0]
+
+    def _joined(self, name: str, parts: list[Value], join: Callable[..., Concat | Interleave]) -> Weight:
+        recipes: list[Recipe] = [part.recipe for part in parts if isinstance(part, Weight)]
+        return self.rewriter.merge_weights(name, join(tuple(recipes)), parts)
+
+    def merge_gate_up(self, mul: Op, found: Found) -> None:
+        width = found.values["gate"].shape[0]
+        if not isinstance(width, int) or width != found.values["up"].shape[0]:
+            raise Mismatch("gate and up are of different widths")
+        silu = [op for op in found.inside if op.kind == "silu"]
+        joined = self.merged(found, ("gate", "up"), "gate_up", lambda parts: Interleave(parts, TILE))
+        swiglu = Op("swiglu", [joined], mul.outputs, {"width": width, "tile": TILE}, mul.source)
+        self.rewriter.replace(silu, mul, [swiglu])
+
+    def merge_qkv(self, attention: Op, found: Found) -> None:
+        heads = [op for name in "qkv" for op in found.chains[name]]
+        if any(op.kind == "rms_norm" and len(op.inputs[0].shape) != 3 for op in heads):
+            raise Mismatch("q or k is normed over the whole row, wanted over each head [T, heads, head_dim]")
+        if len({id(op.inputs[1]) for op in heads if op.kind == "rope"}) > 1:
+            raise Mismatch("q and k are rotated by different tables")
+        tops = {name: found.ops.get(f"{name}.add", found.ops[f"{name}.linear"]).outputs[0] for name in "qkv"}
+        joined = self.merged(found, ("q", "k", "v"), "qkv", Concat)
+        parts = [self.rewriter.like(top, f"{joined.name}.{name}") for name, top in tops.items()]
+        sizes = tuple(part.row_elements for part in parts)
+        split = Op("split", [joined], parts, {"sizes": sizes}, found.ops["q.linear"].source)
+        maker = self.rewriter.matcher.producers[id(joined)]
+        self.rewriter.replace([], maker, [maker, split])
+        for top, part in zip(tops.values(), parts, strict=True):
+            self.rewriter.reread(top, part)
+        self.qkv_writes.append((found.ops["write"], [split, *heads, found.ops["write"]]))
+
+
+def _row_input(op: Op) -> int | None:
+    """The input that `op` works on row by row, with one output: its first dim is the output's, and no other input has it."""
+    rule = lookup(op.kind).factors(op.inputs, op.outputs, op.attrs)
+    factor = rule.outputs[0][0]
+    having = [i for i, dims in enumerate(rule.inputs) if factor in dims]
+    if factor == "." or len(op.outputs) != 1 or len(having) != 1:
+        return None
+    index = having[0]
+    whole = rule.inputs[index][0] == factor and op.inputs[index].shape[0] == op.outputs[0].shape[0]
+    return index if whole and op.inputs[index].dtype != "i32" else None
+
+
+def _is_heavy(op: Op) -> bool:
+    """More than a few operations an element of output, as a linear does."""
+    sizes = {"T": 1, "S": 1, "L": 1, "P": 1, "context": 1}
+    return lookup(op.kind).flops(op.inputs, op.outputs, op.attrs, sizes) > 8 * op.outputs[0].row_elements
