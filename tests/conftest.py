@@ -1,0 +1,8 @@
+"""What the Python tests share: helpers importable from any folder, one plan built per session and kind, the
+engine's library."""
+
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+sys.path[:0] = [str(TESTS / "runtime"), str(TESTS / "models"), str(TESTS.parent)]
