@@ -3,6 +3,7 @@
 #include <immintrin.h>
 #include <pthread.h>
 
+#include <algorithm>
 #include <csignal>
 #include <string>
 #include <system_error>
@@ -13,8 +14,12 @@
 namespace ts {
 namespace {
 
-// A pause takes 10 to 60 ns: long enough to bridge the time between launches and between steps, short enough that an idle engine rests.
-constexpr int kSpins = 4000;
+// Turns of a pause, 25 to 60 ns each: long enough to bridge the time between launches and between steps, short enough that
+// an idle engine rests. Where others want the cores too, spinning only takes time from the thread that is waited for: each wait
+// that had to sleep halves the turns, and waits that did not bring them back step by step.
+constexpr int kMostSpins = 4000;
+constexpr int kFewestSpins = 32;
+constexpr int kMoreSpins = 64;
 
 /// Blocks every signal on this thread while it lives, and so on threads that it starts: handlers belong to the process, not to us.
 class NoSignals {
@@ -44,17 +49,22 @@ void Barrier::wait() {
     if (num_sleeping_.load(std::memory_order_seq_cst) > 0) round_.notify_all();
     return;
   }
-  for (int i = 0; i < spins_; ++i) {
-    if (round_.load(std::memory_order_acquire) != round) return;
+  const int spins = spins_.load(std::memory_order_relaxed);
+  for (int i = 0; i < spins; ++i) {
+    if (round_.load(std::memory_order_acquire) != round) {
+      if (spins < max_spins_) spins_.store(std::min(spins + kMoreSpins, max_spins_), std::memory_order_relaxed);
+      return;
+    }
     _mm_pause();
   }
+  spins_.store(std::min(std::max(spins / 2, kFewestSpins), max_spins_), std::memory_order_relaxed);
   num_sleeping_.fetch_add(1, std::memory_order_seq_cst);
   while (round_.load(std::memory_order_seq_cst) == round) round_.wait(round, std::memory_order_seq_cst);
   num_sleeping_.fetch_sub(1, std::memory_order_relaxed);
 }
 
 Workers::Workers(int num_threads)
-    : num_threads_(num_threads), barrier_(num_threads, num_threads <= usable_cores() ? kSpins : 0) {
+    : num_threads_(num_threads), barrier_(num_threads, num_threads <= usable_cores() ? kMostSpins : 0) {
   const NoSignals no_signals;
   try {
     threads_.reserve(num_threads - 1);

@@ -11,15 +11,16 @@ namespace ts {
 /// sleeps.
 class Barrier {
  public:
-  /// `spins`: turns before sleeping; 0 where threads outnumber cores, so that who waits makes room.
-  Barrier(int num_threads, int spins) : num_threads_(num_threads), spins_(spins) {}
+  /// `max_spins`: turns before sleeping, at most; 0 where threads outnumber cores, so that who waits makes room.
+  Barrier(int num_threads, int max_spins) : num_threads_(num_threads), max_spins_(max_spins), spins_(max_spins) {}
 
   /// Returns once all threads have called it. What each did before is seen by all after.
   void wait();
 
  private:
   const int num_threads_;
-  const int spins_;
+  const int max_spins_;
+  std::atomic<int> spins_;  // what waits at present are worth
   // On lines of their own, so that arriving does not slow those who watch the round.
   alignas(64) std::atomic<int32_t> num_arrived_ = 0;
   alignas(64) std::atomic<int32_t> round_ = 0;

@@ -1,0 +1,334 @@
+#include "executor.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
+#include <random>
+
+#include "expect.h"
+#include "host.h"
+#include "make_plan.h"
+
+namespace ts {
+namespace {
+
+using namespace ts::testing;  // NOLINT(google-build-using-namespace): helpers of these tests
+
+std::string kernels() { return read_file(TS_TEST_KERNELS); }
+
+/// A plan that this host runs, in memory that lives as long as it.
+struct Loaded {
+  explicit Loaded(const TestPlan &plan) : Loaded(plan.bytes()) {}
+  explicit Loaded(const Bytes &bytes) : storage(bytes.size() + 64) {
+    const size_t skip = (64 - reinterpret_cast<uintptr_t>(storage.data()) % 64) % 64;
+    std::ranges::copy(bytes, storage.begin() + static_cast<ptrdiff_t>(skip));
+    plan = Plan::from_memory(std::span(storage).subspan(skip, bytes.size()));
+  }
+  Bytes storage;
+  std::shared_ptr<const Plan> plan;
+};
+
+std::string best_target() { return host_targets().at(0); }
+TestPlan runnable_plan() { return test_plan(best_target(), kernels()); }
+
+ExecutorOptions options(int num_threads, int num_pages = 16) {
+  ExecutorOptions options;
+  options.num_threads = num_threads;
+  options.num_pages = num_pages;
+  return options;
+}
+
+/// A step of several sequences, with the arrays that the batch points to.
+struct Step {
+  std::vector<int32_t> token_ids, positions, slots, query_start{0}, context_len, page_table, logit_rows;
+  ts_batch batch{};
+
+  /// Adds tokens at `positions` first.. of the sequence whose pages are `pages`.
+  void add(const std::vector<int32_t> &ids, int first, const std::vector<int32_t> &pages) {
+    for (const int32_t id : ids) {
+      const int32_t position = first++;
+      token_ids.push_back(id);
+      positions.push_back(position);
+      slots.push_back(pages[position / kPageSize] * kPageSize + position % kPageSize);
+    }
+    query_start.push_back(static_cast<int32_t>(token_ids.size()));
+    context_len.push_back(first);
+    page_table.insert(page_table.end(), pages.begin(), pages.end());
+    page_table.resize(query_start.size() * 4 - 4);
+    logit_rows.push_back(query_start.back() - 1);
+  }
+
+  const ts_batch &take() {
+    batch = {static_cast<int32_t>(token_ids.size()),
+             static_cast<int32_t>(context_len.size()),
+             static_cast<int32_t>(logit_rows.size()),
+             4,
+             token_ids.data(),
+             positions.data(),
+             slots.data(),
+             query_start.data(),
+             context_len.data(),
+             page_table.data(),
+             logit_rows.data()};
+    return batch;
+  }
+};
+
+/// What the test program computes, written again without launches, threads or pages.
+class Reference {
+ public:
+  std::vector<std::vector<float>> run(const Step &step, const std::vector<int> &sequences) {
+    std::vector<Row> x;
+    for (const int32_t id : step.token_ids)
+      x.emplace_back(table_.begin() + id * kWidth, table_.begin() + (id + 1) * kWidth);
+    for (auto &layer : caches_) {
+      mix(x);
+      size_t t = 0;
+      for (size_t s = 0; s < sequences.size(); ++s) {
+        std::map<int, Row> &cache = layer[sequences[s]];
+        const size_t begin = t;
+        for (; t < static_cast<size_t>(step.query_start[s + 1]); ++t) cache[step.positions[t]] = x[t];
+        for (size_t i = begin; i < t; ++i) {
+          Row sum(kWidth);
+          for (int key = 0; key <= step.positions[i]; ++key) {
+            for (int c = 0; c < kWidth; ++c) sum[c] += cache.at(key)[c];
+          }
+          x[i] = sum;
+        }
+      }
+    }
+    std::vector<std::vector<float>> logits;
+    for (const int32_t row : step.logit_rows) {
+      logits.emplace_back(kVocab);
+      for (int v = 0; v < kVocab; ++v) {
+        for (int c = 0; c < kWidth; ++c) logits.back()[v] += x[row][c] * table_[v * kWidth + c];
+      }
+    }
+    return logits;
+  }
+
+ private:
+  using Row = std::vector<float>;
+
+  static void mix(std::vector<Row> &x) {
+    const std::vector<Row> before = x;
+    for (size_t t = 0; t < x.size(); ++t) {
+      for (int c = 0; c < kWidth; ++c) x[t][c] += 0.5F * before[(t + 1) % x.size()][c];
+    }
+  }
+
+  std::vector<float> table_ = test_table();
+  std::map<int, std::map<int, Row>> caches_[2];  // layer, sequence, position
+};
+
+void expect_logits(const Executor &executor, const std::vector<std::vector<float>> &wanted) {
+  for (size_t l = 0; l < wanted.size(); ++l) {
+    const float *row = executor.logits() + static_cast<int64_t>(l) * executor.logits_stride();
+    for (int v = 0; v < kVocab; ++v) ASSERT_EQ(row[v], wanted[l][v]) << "row " << l << ", token " << v;
+  }
+}
+
+class ExecutorThreads : public ::testing::TestWithParam<int> {};
+INSTANTIATE_TEST_SUITE_P(Threads, ExecutorThreads, ::testing::Values(1, 2, 3, 5, 8));
+
+TEST_P(ExecutorThreads, ComputesWhatTheProgramSays) {
+  const Loaded loaded(runnable_plan());
+  Executor executor(loaded.plan, options(GetParam()));
+  EXPECT_EQ(executor.num_threads(), GetParam());
+  Reference reference;
+  std::mt19937 random(11);
+  std::vector<int> lengths(3);
+  for (int round = 0; round < 6; ++round) {
+    Step step;
+    std::vector<int> sequences;
+    for (int s = 0; s < 3; ++s) {
+      std::vector<int32_t> ids(1 + random() % 8);
+      for (int32_t &id : ids) id = static_cast<int32_t>(random() % kVocab);
+      step.add(ids, lengths[s], {3 + s, 9 - s, 10 + s});
+      lengths[s] += static_cast<int>(ids.size());
+      sequences.push_back(s);
+    }
+    executor.run(step.take());
+    expect_logits(executor, reference.run(step, sequences));
+  }
+}
+
+TEST_P(ExecutorThreads, ThousandsOfStepsAgree) {
+  const Loaded loaded(runnable_plan());
+  Executor executor(loaded.plan, options(GetParam()));
+  Step step;
+  step.add({5, 6, 7, 8, 9, 10, 11}, 0, {1, 2});
+  step.add({20, 21, 22}, 0, {3, 4});
+  Reference reference;
+  const auto wanted = reference.run(step, {0, 1});
+  for (int i = 0; i < 3000; ++i) {
+    executor.run(step.take());
+    expect_logits(executor, wanted);
+    if (HasFatalFailure()) FAIL() << "step " << i;
+  }
+}
+
+TEST(Executor, FlushesDenormalsOnEveryThread) {
+  TestPlan plan = runnable_plan();
+  plan.edit_program(best_target(), [](Json &program) {
+    program["launches"] = Json::array({{{"kernel", "test_denormal"}, {"op", "d"}, {"args", {{{"buffer", 3}}}}}});
+  });
+  const Loaded loaded(plan);
+  Executor executor(loaded.plan, options(4));
+  Step step;
+  step.add({1}, 0, {0});
+  executor.run(step.take());
+  for (int i = 0; i < 64; ++i) EXPECT_EQ(executor.logits()[i], 0.0F) << i;
+  volatile float smallest = std::numeric_limits<float>::min();
+  EXPECT_GT(smallest * 0.5F, 0.0F);  // the caller's own mode is back
+}
+
+TEST(Executor, TellsItsLimits) {
+  const Loaded loaded(runnable_plan());
+  const Executor executor(loaded.plan, options(2, 7));
+  EXPECT_EQ(executor.limits().max_tokens, kMaxTokens);
+  EXPECT_EQ(executor.limits().max_seqs, kMaxSeqs);
+  EXPECT_EQ(executor.limits().max_context, 128);
+  EXPECT_EQ(executor.limits().page_size, kPageSize);
+  EXPECT_EQ(executor.limits().vocab_size, kVocab);
+  EXPECT_EQ(executor.num_pages(), 7);
+  EXPECT_EQ(executor.target(), best_target());
+  EXPECT_EQ(executor.logits_stride(), kLogitsStride);
+}
+
+TEST(Executor, SizesTheCache) {
+  const Loaded loaded(runnable_plan());
+  const int64_t page_bytes = int64_t{2} * kPageSize * kWidth * 4;
+  const auto pages = [&](int num_pages, int64_t kv_bytes, int max_seqs) {
+    ExecutorOptions o = options(1, num_pages);
+    o.kv_bytes = kv_bytes;
+    o.max_seqs = max_seqs;
+    return Executor(loaded.plan, o).num_pages();
+  };
+  EXPECT_EQ(pages(0, 5 * page_bytes + 1, 0), 5);
+  EXPECT_EQ(pages(9, 5 * page_bytes, 0), 9);               // pages win
+  EXPECT_EQ(pages(0, 0, 0), kMaxSeqs * 2048 / kPageSize);  // more than one context
+  EXPECT_EQ(pages(0, 0, 1), 2048 / kPageSize);
+  EXPECT_EQ(pages(0, 0, 99), kMaxSeqs * 2048 / kPageSize);
+  expect_in(refusal([&] { pages(0, page_bytes - 1, 0); }, TS_BAD_REQUEST), {"kv_bytes is", "one page of 32 tokens"});
+  expect_in(refusal([&] { pages(-1, 0, 0); }, TS_BAD_REQUEST), {"num_pages is -1"});
+  expect_in(refusal([&] { pages(1 << 30, 0, 0); }, TS_BAD_REQUEST), {"num_pages"});
+  expect_in(refusal([&] { pages(0, -5, 0); }, TS_BAD_REQUEST), {"kv_bytes is -5"});
+  expect_in(refusal([&] { Executor(loaded.plan, options(-2)); }, TS_BAD_REQUEST), {"num_threads is -2"});
+}
+
+TEST(Executor, SaysWhatDidNotFit) {
+  TestPlan plan = runnable_plan();
+  plan.edit_program(best_target(), [](Json &program) { program["arena_bytes"] = int64_t{1} << 45; });
+  const Loaded arena(plan);
+  expect_in(refusal([&] { Executor(arena.plan, options(1)); }, TS_NO_MEMORY),
+            {"the arena takes 32.0 TiB", "the KV cache 64.0 KiB (16 pages of 32 tokens, 4.0 KiB a page)", "is free"});
+  plan.edit_program(best_target(), [](Json &program) {
+    program["arena_bytes"] = 1 << 20;
+    program["kv"]["page_bytes"] = int64_t{1} << 38;
+  });
+  const Loaded kv(plan);
+  expect_in(refusal([&] { Executor(kv.plan, options(1, 0)); }, TS_NO_MEMORY), {"the KV cache 512.0 GiB (1 pages"});
+}
+
+TEST(Executor, TakesTheBestTargetOrTheForcedOne) {
+  TestPlan plan = test_plan("cpu-avx2", kernels());
+  for (const char *target : {"cpu-avx512", "cpu-amx", "cuda-sm90a"})
+    plan.add_target(target, test_program(target), kernels());
+  const Loaded loaded(plan);
+  EXPECT_EQ(Executor(loaded.plan, options(1)).target(), best_target());
+  ExecutorOptions forced = options(1);
+  for (const std::string &target : host_targets()) {
+    forced.target = target;
+    EXPECT_EQ(Executor(loaded.plan, forced).target(), target);
+  }
+  forced.target = "cuda-sm90a";
+  expect_in(refusal([&] { Executor(loaded.plan, forced); }, TS_NO_TARGET),
+            {"'cuda-sm90a' does not run on this host", "the plan has cpu-avx2, cpu-avx512, cpu-amx, cuda-sm90a",
+             "this host runs", best_target().c_str()});
+  forced.target = "cpu-neon";
+  expect_in(refusal([&] { Executor(loaded.plan, forced); }, TS_NO_TARGET), {"'cpu-neon' is not in the plan"});
+}
+
+TEST(Executor, RefusesAPlanForOtherHosts) {
+  const Loaded loaded(test_plan("cuda-sm90a", kernels()));
+  expect_in(refusal([&] { Executor(loaded.plan, options(1)); }, TS_NO_TARGET),
+            {"the plan has kernels for cuda-sm90a", "this host runs", best_target().c_str()});
+}
+
+TEST(Executor, RefusesKernelsThatAreNone) {
+  const auto message = [&](const std::string &elf) {
+    const Loaded loaded(test_plan(best_target(), elf));
+    return refusal([&] { Executor(loaded.plan, options(1)); });
+  };
+  expect_in(message("text"), {"'tsp/kernels/", "is 4 bytes, too short"});
+  expect_in(message(std::string(4096, 'x')), {"no ELF shared object for x86-64"});
+  std::string other = kernels();
+  other[18] = 0x28;  // e_machine: ARM
+  expect_in(message(other), {"no ELF shared object for x86-64"});
+  expect_in(message(kernels().substr(0, 500)), {"cannot be loaded"});
+  expect_in(message(read_file(TS_TEST_DEPENDENT)), {"depends on other libraries"});
+}
+
+TEST(Executor, NamesAMissingKernel) {
+  TestPlan plan = runnable_plan();
+  plan.edit_program(best_target(), [](Json &program) { program["launches"][3]["kernel"] = "test_absent"; });
+  const Loaded loaded(plan);
+  expect_in(refusal([&] { Executor(loaded.plan, options(1)); }), {"lacks the kernel 'test_absent'"});
+}
+
+TEST(Executor, VerifiesWeights) {
+  Bytes bytes = runnable_plan().bytes();
+  const uint64_t data_begin = 8 + bytes[0] + 256U * bytes[1];
+  bytes[data_begin + 17] ^= 1;  // the only weight comes first
+  const Loaded loaded(bytes);
+  expect_in(refusal([&] { Executor(loaded.plan, options(1)); }), {"'table' is damaged"});
+}
+
+TEST(Executor, RefusesBatchesBeyondItsLimits) {
+  const Loaded loaded(runnable_plan());
+  Executor executor(loaded.plan, options(1));
+  Step step;
+  step.add({1, 2}, 0, {0});
+  const ts_batch good = step.take();
+  executor.run(good);
+  const auto message = [&](auto change) {
+    ts_batch batch = good;
+    change(batch);
+    return refusal([&] { executor.run(batch); }, TS_INTERNAL);
+  };
+  expect_in(message([](ts_batch &b) { b.num_tokens = kMaxTokens + 1; }), {"25 tokens", "limits of 24 tokens"});
+  message([](ts_batch &b) { b.num_tokens = 0; });
+  message([](ts_batch &b) { b.num_seqs = kMaxSeqs + 1; });
+  message([](ts_batch &b) { b.num_seqs = 0; });
+  message([](ts_batch &b) { b.num_logits = 2; });
+  message([](ts_batch &b) { b.num_logits = -1; });
+}
+
+// Libraries are known to the loader by path: two at once, and one after another, must not be taken for each other.
+TEST(Executor, KeepsTheKernelsOfTwoPlansApart) {
+  const Loaded one(runnable_plan());
+  TestPlan changed = runnable_plan();
+  std::string &elf = changed.reserved.at("tsp/kernels/" + best_target());
+  const float half = 0.5F, one_and_half = 1.5F;
+  const std::string needle(reinterpret_cast<const char *>(&half), 4);
+  size_t num_patched = 0;
+  for (size_t at = elf.find(needle); at != std::string::npos; at = elf.find(needle, at + 4), ++num_patched) {
+    elf.replace(at, 4, std::string(reinterpret_cast<const char *>(&one_and_half), 4));
+  }
+  ASSERT_GT(num_patched, 0U);
+  const Loaded two(changed);
+  Step step;
+  step.add({5, 6, 7}, 0, {1});
+  for (int i = 0; i < 3; ++i) {
+    Executor a(one.plan, options(1));
+    Executor b(two.plan, options(1));
+    a.run(step.take());
+    b.run(step.take());
+    EXPECT_NE(a.logits()[3], b.logits()[3]);
+  }
+}
+
+}  // namespace
+}  // namespace ts
