@@ -1,5 +1,5 @@
-"""Llama 3.x, and Mistral, which is Llama with a sliding window. Names and rules as in transformers' modeling_llama and
-modeling_mistral."""
+"""Llama 3.x, and Mistral, which is Llama with a sliding window. Names and rules as in transformers'
+modeling_llama and modeling_mistral."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,4 +1,5 @@
-"""Qwen3, dense: GQA with RMSNorm over each head of q and k, RoPE, SwiGLU. Names and rules as in transformers' modeling_qwen3."""
+"""Qwen3, dense: GQA with RMSNorm over each head of q and k, RoPE, SwiGLU. Names and rules as in transformers'
+modeling_qwen3."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

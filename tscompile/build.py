@@ -1,6 +1,7 @@
 """What the passes share: the options, and the state of one build. A pass is `run(build: Build) -> None`.
 
-Up to `fuse` a pass reads and replaces `build.graph` and knows no target. From `select` on, `build.targets[target]` is filled.
+Up to `fuse` a pass reads and replaces `build.graph` and knows no target. From `select` on,
+`build.targets[target]` is filled.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What `fuse` tried: a pattern, where (an op's name and its source line), and whether it matched, or why not."""
+    """What `fuse` tried: a pattern, where (an op's name and its source line), and whether it matched, or why
+    not."""
 
     pattern: str
     where: str
@@ -82,7 +84,8 @@ class Build:
     """One build. Each field says which pass fills it."""
 
     options: Options
-    checkpoint: Checkpoint  # opened before the first pass: config.json, tensors' names, shapes and dtypes, lazily mapped
+    # opened before the first pass: config.json, tensors' names, shapes and dtypes, lazily mapped
+    checkpoint: Checkpoint
     mesh: Mesh
     graph: Graph = field(
         default_factory=lambda: Graph("empty")

@@ -1,5 +1,6 @@
-"""Captures a model by torch.fx symbolic tracing on the meta device: each call becomes ops of the graph the moment it is traced, so
-that shapes are known while the model's own code runs (x.shape gives ints and the symbolic T), and an error names its line."""
+"""Captures a model by torch.fx symbolic tracing on the meta device: each call becomes ops of the graph the
+moment it is traced, so that shapes are known while the model's own code runs (x.shape gives ints and the
+symbolic T), and an error names its line."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ class Tensor(fx.Proxy):
 
 
 class Builder:
-    """What a lowering writes with: emits ops into the graph, named by the module that runs and placed at its line."""
+    """What a lowering writes with: emits ops into the graph, named by the module that runs and placed at its
+    line."""
 
     def __init__(self, name: str, mesh: Mesh, model_path: Path, page_size: int) -> None:
         self.graph = Graph(name, mesh)
@@ -71,8 +73,8 @@ class Builder:
     def emit(
         self, kind: str, inputs: Sequence[Value], attrs: dict[str, Attr] | None = None, name: str = ""
     ) -> list[Value]:
-        """One op at the end of the graph. name: of the first output, under the running module's path; default the kind.
-        CompileError if shapes or dtypes do not fit."""
+        """One op at the end of the graph. name: of the first output, under the running module's path; default
+        the kind. CompileError if shapes or dtypes do not fit."""
         attrs = attrs or {}
         definition = lookup(kind)
         for index, value in enumerate(inputs):
@@ -253,8 +255,8 @@ class Tracer(fx.Tracer):
 
 
 def capture(model: nn.Module, builder: Builder) -> Graph:
-    """The graph of model.forward(token_ids [T]) -> logits [T, vocab_size], its rows gathered by logit_rows [L]. Weights' recipes
-    name the model's parameters. CompileError names the model file's line."""
+    """The graph of model.forward(token_ids [T]) -> logits [T, vocab_size], its rows gathered by logit_rows
+    [L]. Weights' recipes name the model's parameters. CompileError names the model file's line."""
     builder.parameter_names = {
         id(p): name for name, p in reversed(list(model.named_parameters(remove_duplicate=False)))
     }

@@ -1,4 +1,5 @@
-"""A Hugging Face checkpoint's folder: config.json and safetensors shards, checked whole before anything is read, mapped lazily.
+"""A Hugging Face checkpoint's folder: config.json and safetensors shards, checked whole before anything is
+read, mapped lazily.
 
 Nothing in it is executed: `auto_map` and other remote code are ignored, pickles are refused.
 """
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from tscompile.errors import CompileError
 
-# safetensors' word -> torch, and bytes an element. What else the format knows is refused where a weight wants it.
+# safetensors' word -> torch, and bytes an element. What else the format knows is refused where a weight wants
+# it.
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 SIZES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
@@ -46,7 +48,8 @@ class Checkpoint:
     """config: config.json. generation: generation_config.json, or {}. tensors: by name, sorted."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens and checks config.json and every shard's header. CompileError says which file is wrong and how."""
+        """Opens and checks config.json and every shard's header. CompileError says which file is wrong and
+        how."""
         self.folder = folder
         if not folder.is_dir():
             raise CompileError(
@@ -156,7 +159,8 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        # type: ignore[func-returns-value]
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise ValueError(f"the key {twice!r} is there twice")
     return result
 

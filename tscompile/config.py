@@ -1,4 +1,5 @@
-"""Reads config.json for model files: typed, with errors that name key, value and wish. Knows the forms of transformers 4 and 5."""
+"""Reads config.json for model files: typed, with errors that name key, value and wish. Knows the forms of
+transformers 4 and 5."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 class Config:
-    """The checkpoint's config.json. A model file asks it for what it needs; each getter raises CompileError if the key is missing
-    (and no default was given), or of another type, or out of range. What was read is remembered, to explain shapes."""
+    """The checkpoint's config.json. A model file asks it for what it needs; each getter raises CompileError
+    if the key is missing (and no default was given), or of another type, or out of range. What was read is
+    remembered, to explain shapes."""
 
     def __init__(self, data: Mapping[str, Any], where: str = "config.json", max_context: int = 0) -> None:
         """max_context: what --max-context asked for; 0 leaves it to the checkpoint."""
@@ -29,8 +31,8 @@ class Config:
         if "quantization_config" in data:
             method = data["quantization_config"]
             raise CompileError(
-                f"{where} has a quantization_config ({str(method)[:80]}): quantised checkpoints cannot be read; "
-                "use the original one in bf16, f16 or f32"
+                f"{where} has a quantization_config ({str(method)[:80]}): quantised checkpoints cannot be "
+                "read; use the original one in bf16, f16 or f32"
             )
 
     def fail(self, key: str, wanted: str) -> CompileError:
@@ -77,7 +79,8 @@ class Config:
         limit = self.integer("max_position_embeddings")
         if self._max_context > limit:
             raise CompileError(
-                f"--max-context {self._max_context} is more than {self.where} allows (max_position_embeddings {limit})"
+                f"--max-context {self._max_context} is more than {self.where} allows: "
+                f"max_position_embeddings is {limit}"
             )
         return self._max_context or limit
 
@@ -86,8 +89,8 @@ class Config:
         if self.data.get("head_dim") is None and default is None:
             if hidden_size % num_heads:
                 raise CompileError(
-                    f"{self.where}: hidden_size {hidden_size} is no multiple of num_attention_heads {num_heads}, "
-                    "and head_dim is missing: one of them is wrong"
+                    f"{self.where}: hidden_size {hidden_size} is no multiple of num_attention_heads "
+                    f"{num_heads}, and head_dim is missing: one of them is wrong"
                 )
             default = hidden_size // num_heads
         return self.integer("head_dim", default)
@@ -97,7 +100,8 @@ class Config:
         kv_heads = self.integer("num_key_value_heads", default or num_heads)
         if num_heads % kv_heads:
             raise CompileError(
-                f"{self.where}: num_key_value_heads {kv_heads} does not divide num_attention_heads {num_heads}"
+                f"{self.where}: num_key_value_heads {kv_heads} does not divide "
+                f"num_attention_heads {num_heads}"
             )
         return kv_heads
 
@@ -108,7 +112,8 @@ class Config:
         return self.integer("sliding_window", default, minimum=0)
 
     def layer_windows(self, num_layers: int, window: int, first: int) -> list[int]:
-        """One window a layer (0: none), from layer_types; where that is missing, `window` from layer `first` on."""
+        """One window a layer (0: none), from layer_types; where that is missing, `window` from layer `first`
+        on."""
         types = self.data.get("layer_types")
         if types is None:
             return [window if layer >= first else 0 for layer in range(num_layers)]
@@ -152,7 +157,8 @@ def _positive(value: Any, error: CompileError) -> float:
 def rope_frequencies(
     where: str, parameters: Mapping[str, Any], rotary_dim: int
 ) -> tuple[tuple[float, ...], float]:
-    """(inv_freq, scaling) as transformers' modeling_rope_utils computes them, in f32. `where` begins the errors."""
+    """(inv_freq, scaling) as transformers' modeling_rope_utils computes them, in f32. `where` begins the
+    errors."""
 
     def get(key: str) -> float:
         value = parameters.get(key)
@@ -182,7 +188,8 @@ def rope_frequencies(
 
 
 def _powers(theta: float, rotary: int) -> Tensor:
-    """theta ** (2 i / rotary) in f32, rounded from double: torch's vectorised pow differs by host in the last bit."""
+    """theta ** (2 i / rotary) in f32, rounded from double: torch's vectorised pow differs by host in the last
+    bit."""
     exponents = (torch.arange(0, rotary, 2, dtype=torch.float32) / rotary).tolist()
     try:
         rounded = [struct.unpack("f", struct.pack("f", theta**exponent))[0] for exponent in exponents]

@@ -14,9 +14,10 @@ from tscompile.rewrite import Rewriter, in_order, weights_in_use
 
 @dataclass(frozen=True)
 class Cut:
-    """A group: the anchor op, ops that may stand before each of its inputs (nearest first) or after it (in order), each at most
-    once. Reshapes between them belong to it. when: kind -> a test that says why an op does not belong. shared: kinds whose value
-    others may read too; the group gives it. receipt: (pattern, kind): each anchor gets one, matched if it has that kind."""
+    """A group: the anchor op, ops that may stand before each of its inputs (nearest first) or after it (in
+    order), each at most once. Reshapes between them belong to it. when: kind -> a test that says why an op
+    does not belong. shared: kinds whose value others may read too; the group gives it. receipt: (pattern,
+    kind): each anchor gets one, matched if it has that kind."""
 
     group: str
     anchor: str
@@ -42,7 +43,8 @@ class Cutter:
         self.owned |= {id(op) for op in members}
 
     def cut(self, cut: Cut) -> Iterator[tuple[Op, str]]:
-        """Groups around every anchor. Yields (anchor, why the receipt's kind was not found, or nothing) for cuts with a receipt."""
+        """Groups around every anchor. Yields (anchor, why the receipt's kind was not found, or nothing) for
+        cuts with a receipt."""
         for op in self.graph.ops:
             if op.kind != cut.anchor or id(op) in self.owned:
                 continue
@@ -76,7 +78,7 @@ class Cutter:
 
     def _after(self, cut: Cut, value: Value, reasons: dict[str, str]) -> list[Op]:
         taken: list[Op] = []
-        for kind in ("reshape", *(k for kind in cut.after for k in (kind, "reshape"))):
+        for kind in ("reshape", *(k for wanted in cut.after for k in (wanted, "reshape"))):
             if not self.matcher.single(value):
                 reasons[kind] = (
                     f"{value!r} has {len(self.matcher.consumers.get(id(value), []))} readers, wanted one"
@@ -121,7 +123,8 @@ class Cutter:
         self.graph.weights = weights_in_use(self.graph)
 
     def _explode_splits(self) -> None:
-        """A split that no group took is done by each of its readers: a copy for each, of which one output is read."""
+        """A split that no group took is done by each of its readers: a copy for each, of which one output is
+        read."""
         for split in [op for op in self.graph.ops if op.kind == "split" and id(op) not in self.owned]:
             for value in split.outputs:
                 for reader in self.matcher.consumers.get(id(value), []):
@@ -135,7 +138,8 @@ class Cutter:
             self.matcher = Matcher(self.graph)
 
     def _elementwise(self) -> None:
-        """From each op that is left, last first: it and the elementwise ops of one shape above it that nothing else reads."""
+        """From each op that is left, last first: it and the elementwise ops of one shape above it that
+        nothing else reads."""
         for op in reversed(self.graph.ops):
             if id(op) in self.owned or not _computes_elements(op):
                 continue

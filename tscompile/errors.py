@@ -1,4 +1,5 @@
-"""The two kinds of error. CompileError: the user's model, checkpoint or command line. InternalError: a bug of ours."""
+"""The two kinds of error. CompileError: the user's model, checkpoint or command line. InternalError: a bug of
+ours."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ class Source:
 
 
 class CompileError(Exception):
-    """What the user gave cannot be compiled. The message names what was found, what was wanted and what to do."""
+    """What the user gave cannot be compiled. The message names what was found, what was wanted and what to
+    do."""
 
     def __init__(self, message: str, source: Source | None = None) -> None:
         super().__init__(f"{source}: {message}" if source else message)

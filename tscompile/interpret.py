@@ -1,7 +1,8 @@
-"""Runs a graph with torch on N simulated ranks in one process: the oracle that passes and kernels are held to.
+"""Runs a graph with torch on N simulated ranks in one process: the oracle that passes and kernels are held
+to.
 
-A rank holds what its program would hold: its shards of the weights, its KV caches. Collectives run across the ranks of an axis.
-A graph before `localize` has global shapes and runs as one rank.
+A rank holds what its program would hold: its shards of the weights, its KV caches. Collectives run across the
+ranks of an axis. A graph before `localize` has global shapes and runs as one rank.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Interpreter:
     """Keeps weights and KV caches between steps."""
 
     def __init__(self, graph: Graph, read: Read, num_slots: int = 1024, mesh: Mesh | None = None) -> None:
-        """`read` gives the checkpoint's tensors. num_slots: the size of each layer's cache. mesh: the graph's own after
-        `localize`; one rank before."""
+        """`read` gives the checkpoint's tensors. num_slots: the size of each layer's cache. mesh: the graph's
+        own after `localize`; one rank before."""
         self.graph = graph
         self.mesh = mesh or Mesh()
         self.fixed: list[dict[int, Any]] = []
@@ -95,7 +96,8 @@ class Interpreter:
 
 
 class Sequences:
-    """Makes batches: page tables, slots and positions for sequences that grow. Pages are given in a scattered order on purpose."""
+    """Makes batches: page tables, slots and positions for sequences that grow. Pages are given in a scattered
+    order on purpose."""
 
     def __init__(self, page_size: int, num_slots: int) -> None:
         self.page_size = page_size
@@ -104,7 +106,8 @@ class Sequences:
         self.length: dict[str, int] = {}
 
     def batch(self, tokens: Mapping[str, Sequence[int]], *, all_logits: bool = False) -> Batch:
-        """A step that gives each sequence its next tokens; logits of each one's last token, or of every token."""
+        """A step that gives each sequence its next tokens; logits of each one's last token, or of every
+        token."""
         ids: list[int] = []
         rows: list[int] = []
         positions, slots, start = [], [], [0]

@@ -1,14 +1,14 @@
 """The graph: values (shape, dtype, placement) and ops in order.
 
-Values are compared by identity; names are unique in a graph. A weight is a value with a recipe. After `fuse` every op of
-the graph is a `Group`: a fused op whose body's ops refer to the same Value objects, so that
+Values are compared by identity; names are unique in a graph. A weight is a value with a recipe. After `fuse`
+every op of the graph is a `Group`: a fused op whose body's ops refer to the same Value objects, so that
 
     group.inputs   the values from outside that the body reads, in order of first use
     group.outputs  the values that the body makes and something outside reads (or the graph gives)
 
-Symbolic dims: T tokens of a step, S sequences (query_start is S+1), L rows whose logits are wanted, P pages a row of the
-page table. Values with `state` set are a layer's KV cache, shape [num_kv_heads, head_dim]: an op that takes one and gives
-one updates it in place; it is never a buffer.
+Symbolic dims: T tokens of a step, S sequences (query_start is S+1), L rows whose logits are wanted, P pages a
+row of the page table. Values with `state` set are a layer's KV cache, shape [num_kv_heads, head_dim]: an op
+that takes one and gives one updates it in place; it is never a buffer.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ Dim: TypeAlias = int | Sym
 Shape: TypeAlias = tuple[Dim, ...]
 Attr: TypeAlias = int | float | str | bool | tuple[int, ...]
 
-# The batch arrays of csrc/launch_abi.h: graph inputs that a kernel reads from ts_batch, never from an argument.
+# The batch arrays of csrc/launch_abi.h: graph inputs that a kernel reads from ts_batch, never from an
+# argument.
 BATCH_ARRAYS: dict[str, Shape] = {
     "token_ids": (Sym("T"),),
     "positions": (Sym("T"),),
@@ -63,21 +64,24 @@ BATCH_ARRAYS: dict[str, Shape] = {
     "logit_rows": (Sym("L"),),
 }
 
-# What a group becomes: one kernel from the template of the same name. Bodies, [optional], inputs -> outputs. Every body may
-# hold reshapes, which move nothing: values are contiguous, row-major.
+# What a group becomes: one kernel from the template of the same name. Bodies, [optional], inputs -> outputs.
+# Every body may hold reshapes, which move nothing: values are contiguous, row-major.
 GROUP_KINDS = {
     "embed": "embedding: token_ids, table -> f32[T,H]",
     "rms_norm": "[add,] rms_norm [, cast]: x (, delta), weight -> (f32 x + delta,) normed; over the last dim",
-    "linear": "[gather_rows,] linear [, add bias] [, swiglu] [, cast]: x (, logit_rows), weight (, bias) -> [T,N] or [L,N]",
-    "qkv_write": "split, [rms_norm q, k,] [rope q, k,] [cast,] kv_write: qkv (, q norm) (, k norm) (, table), positions, "
-    "state, slots -> q, state",
+    "linear": "[gather_rows,] linear [, add bias] [, swiglu] [, cast]: "
+    "x (, logit_rows), weight (, bias) -> [T,N] or [L,N]",
+    "qkv_write": "split, [rms_norm q] [rope q] [cast q] [rms_norm k] [rope k] [cast k] [cast v] kv_write: "
+    "qkv, then in order of use q's norm, table, positions, k's norm, state, slots -> q, state",
     "attention": "attention [, cast]: q, state, batch arrays -> [T,Hq*D]",
     "gather_rows": "gather_rows: x[T,H], logit_rows -> [L,H]",
-    "elementwise": "a DAG of elementwise ops (OpDef.elementwise), and split or concat of the last dim; one or more outputs of one shape",
+    "elementwise": "a tree of elementwise ops (OpDef.elementwise) of one number of elements a row, whose leaves "
+    "may be a split of the last dim (one part is read), or a concat of the last dim: inputs -> one output",
     # What is left where qkv_write does not match (slower, still right):
     "rope": "rope [, cast]: x[T,H,D], table, positions -> [T,H,D]",
-    "collective": "one collective of the registry, between ranks",
-    "kv_write": "[cast k,] [cast v,] kv_write: state, k, v, slots -> state",
+    "kv_write": "[cast k,] [cast v,] kv_write: k, v, state, slots, in order of use -> state",
+    # Between ranks:
+    "collective": "one collective of the registry: x -> x",
 }
 
 
@@ -134,15 +138,16 @@ class Group(Op):
     body: list[Op] = field(kw_only=True)
 
     def launch_args(self) -> list[Value]:
-        """What the kernel takes as ts_args.ptr, in order: inputs that are not batch arrays (buffers, weights, the layer's KV
-        state), then outputs that are not states."""
+        """What the kernel takes as ts_args.ptr, in order: inputs that are not batch arrays (buffers, weights,
+        the layer's KV state), then outputs that are not states."""
         arguments = [v for v in self.inputs if v.name not in BATCH_ARRAYS]
         return arguments + [v for v in self.outputs if not v.state]
 
 
 @dataclass(eq=False, slots=True)
 class Graph:
-    """Inputs: the batch arrays in use, then the KV states, layer by layer. Weights and ops in order of first use."""
+    """Inputs: the batch arrays in use, then the KV states, layer by layer. Weights and ops in order of first
+    use."""
 
     name: str
     mesh: Mesh = field(default_factory=Mesh)

@@ -1,4 +1,5 @@
-"""How what a model file calls becomes ops. Each lowering takes (builder, the call's own arguments) and returns values.
+"""How what a model file calls becomes ops. Each lowering takes (builder, the call's own arguments) and
+returns values.
 
 Values are f32 here; `precision` rounds them later. So casts to float types are nothing.
 """
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 Operand = Value | int | float
 
 
-# --- modules -----------------------------------------------------------------------------------------------------------
+# --- modules ---
 
 
 def linear_module(b: Builder, module: nn.Linear, x: Value) -> Value:
@@ -72,7 +73,7 @@ def attention_module(b: Builder, module: PagedAttention, q: Value, k: Value, v: 
     return b.emit("attention", [q, written, *arrays], attrs, name="out")[0]
 
 
-# --- functions and methods ----------------------------------------------------------------------------------------------
+# --- functions and methods ---
 
 
 def linear(b: Builder, input: Value, weight: Value, bias: Value | None = None) -> Value:

@@ -24,7 +24,8 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Node:
-    """A value that an op of `kind` makes. `swap`: its two inputs may come in either order. `name`, if given, binds the op."""
+    """A value that an op of `kind` makes. `swap`: its two inputs may come in either order. `name`, if given,
+    binds the op."""
 
     kind: str
     inputs: tuple[Pattern, ...]
@@ -34,7 +35,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Through:
-    """A value that comes from `origin` through ops of `kinds`, each at most once, nearest first; reshapes anywhere."""
+    """A value that comes from `origin` through ops of `kinds`, each at most once, nearest first; reshapes
+    anywhere."""
 
     kinds: tuple[str, ...]
     origin: Pattern
@@ -75,7 +77,8 @@ class Matcher:
         self.outputs = {id(v) for v in graph.outputs}
 
     def match(self, pattern: Pattern, value: Value) -> Found:
-        """Mismatch says why not. Values between the ops of a match have no other reader; `value` itself may."""
+        """Mismatch says why not. Values between the ops of a match have no other reader; `value` itself
+        may."""
         found = Found()
         self._match(pattern, value, found, root=True)
         return found

@@ -10,7 +10,8 @@ AXES = ("pp", "dp", "cp", "ep", "tp")  # slowest first: neighbours along tp are 
 
 @dataclass(frozen=True)
 class Mesh:
-    """Axes in order, slowest first. Rank r's coordinates are the digits of r in the mixed radix of the sizes."""
+    """Axes in order, slowest first. Rank r's coordinates are the digits of r in the mixed radix of the
+    sizes."""
 
     axes: tuple[tuple[str, int], ...] = (("tp", 1),)
 

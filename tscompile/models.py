@@ -1,4 +1,5 @@
-"""Model files: where they lie, which architectures they know, and how one is loaded. The only place that looks for them."""
+"""Model files: where they lie, which architectures they know, and how one is loaded. The only place that
+looks for them."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from tscompile.checkpoint import read_json
 from tscompile.errors import CompileError, InternalError, Source
 
 PACKAGE = Path(__file__).resolve().parent
@@ -46,8 +48,10 @@ def known_architectures() -> dict[str, Path]:
     return known
 
 
-def find(architectures: Any, where: str) -> Path:
-    """The model file for config.json's "architectures". CompileError with what is known."""
+def find_for(folder: Path) -> Path:
+    """The model file for a checkpoint, by config.json's "architectures". CompileError with what is known."""
+    where = folder / "config.json"
+    architectures = read_json(where).get("architectures")
     known = known_architectures()
     names = architectures if isinstance(architectures, list) else []
     for name in names:
@@ -84,8 +88,8 @@ def shown(path: Path) -> str:
 
 @contextmanager
 def user_code(path: Path) -> Iterator[None]:
-    """Turns an exception out of a model file into a CompileError that names the file's line; one out of our own code
-    beneath it, into an InternalError."""
+    """Turns an exception out of a model file into a CompileError that names the file's line; one out of our
+    own code beneath it, into an InternalError."""
     try:
         yield
     except CompileError as error:
@@ -113,7 +117,8 @@ def _line(trace: TracebackType | None, path: Path) -> Source | None:
 
 
 def calling_line(path: Path) -> Source | None:
-    """The line that is running now: of the model file, or of a file of the user's that it calls. None outside the model's code."""
+    """The line that is running now: of the model file, or of a file of the user's that it calls. None outside
+    the model's code."""
     library = (str(PACKAGE), str(Path(torch.__file__).parent), "<")
     found: Source | None = None
     frame = sys._getframe(1)

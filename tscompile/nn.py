@@ -21,8 +21,9 @@ Module = TypeVar("Module", bound=type[nn.Module])
 
 
 class RotaryEmbedding(nn.Module):
-    """Rotary position embeddings, by a table made at build. The first rotary_dim elements of each head are rotated, element i
-    paired with i + rotary_dim / 2. One instance may serve all layers; equal ones share their table."""
+    """Rotary position embeddings, by a table made at build. The first rotary_dim elements of each head are
+    rotated, element i paired with i + rotary_dim / 2. One instance may serve all layers; equal ones share
+    their table."""
 
     def __init__(self, config: Config, rotary_dim: int) -> None:
         """Reads rope_parameters, or rope_theta and rope_scaling, of config.json."""
@@ -41,8 +42,8 @@ class PagedAttention(nn.Module):
     def __init__(
         self, num_heads: int, num_kv_heads: int, head_dim: int, scale: float = 0.0, window: int = 0
     ) -> None:
-        """num_kv_heads divides num_heads. scale: of q.k, 0 for head_dim ** -0.5. window: how many tokens back a token sees,
-        itself included; 0 for all."""
+        """num_kv_heads divides num_heads. scale: of q.k, 0 for head_dim ** -0.5. window: how many tokens back
+        a token sees, itself included; 0 for all."""
         super().__init__()
         if num_heads % num_kv_heads:
             raise CompileError(
@@ -53,7 +54,8 @@ class PagedAttention(nn.Module):
         self.window = window
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [T, num_heads, head_dim], k and v [T, num_kv_heads, head_dim], written to the cache -> [T, num_heads, head_dim]."""
+        """q [T, num_heads, head_dim], k and v [T, num_kv_heads, head_dim], written to the cache -> [T,
+        num_heads, head_dim]."""
         raise CompileError("PagedAttention runs only inside a model that tscompile captures")
 
 
@@ -69,7 +71,8 @@ def placements(
     takes: Mapping[str, Placement] | None = None, gives: Mapping[str, Placement] | None = None
 ) -> Callable[[Module], Module]:
     """Class decorator: the placement of the module's first input and of its output, by mesh axis, e.g.
-    @placements(takes={"tp": Replicate()}, gives={"tp": Replicate()}). What happens inside, the compiler infers."""
+    @placements(takes={"tp": Replicate()}, gives={"tp": Replicate()}). What happens inside, the compiler
+    infers."""
 
     def mark(module: Module) -> Module:
         module.tscompile_boundary = Boundary(takes or {}, gives or {})  # type: ignore[attr-defined]

@@ -150,7 +150,8 @@ class _Parser:
     # --- values and types ---
 
     def define(self, mark: str) -> Value:
-        """A value's name and type. A group's output is named twice, by the group and in its body: one value."""
+        """A value's name and type. A group's output is named twice, by the group and in its body: one
+        value."""
         self.take("mark", mark)
         name = self.take("name")
         self.take("mark", ":")

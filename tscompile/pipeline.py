@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import json
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from tscompile.build import Build
-from tscompile.errors import InternalError
+from tscompile import check
+from tscompile.assemble import assemble
+from tscompile.build import Build, Options
+from tscompile.checkpoint import Checkpoint
+from tscompile.errors import CompileError, InternalError
+from tscompile.mesh import Mesh
 from tscompile.printer import print_graph
 from tscompile.verify import verify
 
@@ -15,7 +23,7 @@ from tscompile.verify import verify
 PASSES: tuple[tuple[str, str], ...] = (
     (
         "capture",
-        "ops as the model file wrote them; all values f32, weights as recipes; checked against the checkpoint",
+        "ops as the model file wrote them, all f32; weights as recipes, checked against the checkpoint",
     ),
     (
         "precision",
@@ -38,22 +46,66 @@ UP_TO_FUSE = ALL[:7]
 Progress = Callable[[str], None]
 
 
+def compile_plan(options: Options, say: Progress) -> dict[str, Any]:
+    """A whole build: opens the checkpoint, runs every pass, writes the plan. The summary that `build --json`
+    prints."""
+    start = time.monotonic()
+    build = Build(options, Checkpoint(options.weights), Mesh((("tp", options.tp),)))
+    run(build, UP_TO_FUSE, say)
+    summary: dict[str, Any] = {"passes": len(PASSES)}
+    if options.verify:
+        say("verify: the fused graph against the captured one, on random tokens")
+        summary["verify"] = check.verify_build(build)
+    if options.tp > 1:
+        raise CompileError(
+            f"--tp {options.tp}: the model was placed for {options.tp} ranks, but kernels and plans of more than "
+            "one rank cannot be made yet: build with --tp 1"
+        )
+    run(build, ALL[len(UP_TO_FUSE) :], say)
+    say(f"writing {options.out}")
+    assemble(build)
+    assert build.model is not None
+    for note in build.notes:
+        say(note)
+    return summary | {
+        "plan": str(options.out),
+        "bytes": options.out.stat().st_size,
+        "model": build.model.name,
+        "architecture": build.model.architecture,
+        "dtype": build.model.dtype,
+        "targets": list(build.targets),
+        "groups": dict(Counter(group.group for group in build.graph.groups())),
+        "fused": sum(receipt.matched for receipt in build.receipts),
+        "seconds": round(time.monotonic() - start, 3),
+    }
+
+
 def run(build: Build, passes: Sequence[str] = ALL, say: Progress = lambda _: None) -> None:
-    """Runs `passes` in order; verifies the graph after each; writes DIR/NN-name.txt after each if --dump DIR was given."""
+    """Runs `passes` in the order of PASSES; verifies the graph after each; with --dump DIR writes it to
+    DIR/NN-name.txt."""
     for number, (name, after) in enumerate(PASSES, 1):
         if name not in passes:
             continue
-        say(f"{name}: {after}")
-        before = build.graph
+        say(f"{number:2}/{len(PASSES)} {name}: {after}")
         importlib.import_module(f"tscompile.passes.{name}").run(build)
         try:
             verify(build.graph)
         except InternalError as error:
             raise InternalError(f"after the pass {name}: {error}") from None
-        if build.options.dump and build.graph is not before:
-            dump(build, build.options.dump / f"{number:02d}-{name}.txt")
+        if build.options.dump:
+            dump(build, build.options.dump, f"{number:02d}-{name}")
 
 
-def dump(build: Build, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(print_graph(build.graph))
+def dump(build: Build, folder: Path, name: str) -> None:
+    """The graph, the programs and the receipts as they are now."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.txt").write_text(print_graph(build.graph))
+    if name.endswith("fuse"):
+        lines = [
+            f"{r.pattern} at {r.where} ({r.source}): {'matched' if r.matched else r.reason}"
+            for r in build.receipts
+        ]
+        (folder / "receipts.txt").write_text("\n".join(lines) + "\n")
+    for target in build.targets.values():
+        if target.program:
+            (folder / f"program-{target.target}.json").write_text(json.dumps(target.program, indent=1) + "\n")

@@ -1,16 +1,21 @@
-"""The graph's text. Grammar (newlines end statements; `#` begins a source, which is kept):
+"""The graph's text. Line breaks mean nothing. Grammar:
 
-    graph     = "graph" NAME "mesh(" axis "=" INT {"," ...} ")" "{" {input | weight | op} output "}"
-    input     = "input" %NAME ":" type
-    weight    = "weight" @NAME ":" type "=" recipe
-    op        = %NAME ":" type {"," ...} "=" KIND "(" [value {"," value}] [";" key "=" literal {"," ...}] ")" ["#" FILE ":" LINE]
-    group     = ... "=" "group." KIND "(" values ")" "{" ["#" FILE ":" LINE] {op} "}"
-    output    = "output" value {"," value}
-    type      = ["state"] DTYPE "[" dims "]" {axis ":" placement}        dims: ints and T, S, L, P, S+1
-    recipe    = KIND "(" [recipe {"," recipe}] [";" key "=" literal {"," ...}] ")" | "checkpoint(" STRING ")"
-    literal   = INT | FLOAT | STRING | "true" | "false" | "[" [literal {"," literal}] "]"
+    graph    = "graph" NAME mesh "{" {input | weight | op | group} "output" values "}"
+    mesh     = "mesh(" AXIS "=" INT {"," AXIS "=" INT} ")"
+    input    = "input" %NAME ":" type
+    weight   = "weight" @NAME ":" type "=" recipe
+    op       = made "=" KIND "(" [values] [attrs] ")" [source]
+    group    = made "=" "group." KIND "(" values ")" "{" [source] {op} "}"
+    made     = %NAME ":" type {"," %NAME ":" type}
+    values   = (%NAME | @NAME) {"," (%NAME | @NAME)}
+    source   = "#" FILE ":" LINE
+    type     = ["state"] DTYPE "[" [dim {"," dim}] "]" {AXIS ":" placement}
+    dim      = INT | "T" | "S" | "L" | "P" | "S+1"
+    recipe   = "checkpoint(" STRING ")" | KIND "(" [recipe {"," recipe}] [attrs] ")"
+    attrs    = ";" NAME "=" literal {"," NAME "=" literal}
+    literal  = INT | FLOAT | STRING | "true" | "false" | "[" [literal {"," literal}] "]"
 
-An axis where a value is replicated is left out of its type.
+An axis on which a value is replicated is left out of its type.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Weight recipes: how a weight of the graph is made from the checkpoint. Data; tscompile/weights.py executes them."""
+"""Weight recipes: how a weight of the graph is made from the checkpoint. Data; tscompile/weights.py executes
+them."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ class Concat:
 
 @dataclass(frozen=True)
 class Interleave:
-    """Parts of one shape [N, ...]: each padded with zero rows to a multiple of `tile`, then a tile of each in turn."""
+    """Parts of one shape [N, ...]: each padded with zero rows to a multiple of `tile`, then a tile of each in
+    turn."""
 
     parts: tuple[Recipe, ...]
     tile: int = 16
@@ -42,7 +44,8 @@ class Slice:
 
 @dataclass(frozen=True)
 class ShardOf:
-    """This rank's part of `part` along `dim`: the i-th of n equal parts, i the rank's coordinate on mesh axis `axis`."""
+    """This rank's part of `part` along `dim`: the i-th of n equal parts, i the rank's coordinate on mesh axis
+    `axis`."""
 
     part: Recipe
     dim: int

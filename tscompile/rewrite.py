@@ -93,7 +93,8 @@ def weights_in_use(graph: Graph) -> list[Weight]:
 
 
 def common_path(names: Iterable[str]) -> str:
-    """The module path that names share, with its dot: layers.0.mlp.gate.out and layers.0.mlp.up.out -> layers.0.mlp."""
+    """The module path that names share, with its dot: layers.0.mlp.gate.out and layers.0.mlp.up.out ->
+    layers.0.mlp."""
     split = [name.split(".") for name in names]
     shared = []
     for parts in zip(*split, strict=False):

@@ -1,4 +1,5 @@
-"""Checks a graph against the registry. Runs after every pass; what it finds is a bug of ours, so it raises InternalError."""
+"""Checks a graph against the registry. Runs after every pass; what it finds is a bug of ours, so it raises
+InternalError."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ from tscompile.placement import Shard
 
 
 def verify(graph: Graph) -> None:
-    """Names are unique; every use comes after its definition; every op's types are what its rule says; a state is taken once;
-    groups say truly what they take and give; placements fit mesh and shape. InternalError names the value."""
+    """Names are unique; every use comes after its definition; every op's types are what its rule says; a
+    state is taken once; groups say truly what they take and give; placements fit mesh and shape.
+    InternalError names the value."""
     _Verifier(graph).run()
 
 

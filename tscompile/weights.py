@@ -1,4 +1,5 @@
-"""Executes weight recipes. A tensor is cast to the weight's dtype as it leaves the checkpoint, so merging never widens."""
+"""Executes weight recipes. A tensor is cast to the weight's dtype as it leaves the checkpoint, so merging
+never widens."""
 
 from __future__ import annotations
 
@@ -20,9 +21,11 @@ Read = Callable[[str], Tensor]  # the checkpoint's tensor of a name
 def evaluate(
     weight: Weight, read: Read, mesh: Mesh | None = None, coords: Mapping[str, int] | None = None
 ) -> Tensor:
-    """The weight's tensor, of its shape and dtype, for the rank at `coords` of `mesh` (one rank if not given).
+    """The weight's tensor, of its shape and dtype, for the rank at `coords` of `mesh` (one rank if not
+    given).
 
-    InternalError if the recipe gives another shape: capture has checked the checkpoint against the model before."""
+    InternalError if the recipe gives another shape: capture has checked the checkpoint against the model
+    before."""
     mesh = mesh or Mesh()
     tensor = _evaluate(weight.recipe, read, TORCH_DTYPES[weight.dtype], mesh, coords or mesh.coords(0))
     if tuple(tensor.shape) != weight.shape:
@@ -54,7 +57,8 @@ def _evaluate(
 
 
 def interleave(parts: list[Tensor], tile: int) -> Tensor:
-    """Parts [N, ...] -> [len(parts) * N rounded up to `tile`, ...]: a tile of each in turn; rows past N are zero."""
+    """Parts [N, ...] -> [len(parts) * N rounded up to `tile`, ...]: a tile of each in turn; rows past N are
+    zero."""
     rows = parts[0].shape[0]
     padding = -rows % tile
     padded = [
@@ -65,8 +69,9 @@ def interleave(parts: list[Tensor], tile: int) -> Tensor:
 
 
 def rope_table(recipe: RopeTable) -> Tensor:
-    """f32 [rows, rotary_dim]. The angle is the f32 product position * inv_freq, as transformers computes it; cos and sin are taken
-    in double and rounded once, so that the bytes do not depend on how the host vectorises them."""
+    """f32 [rows, rotary_dim]. The angle is the f32 product position * inv_freq, as transformers computes it;
+    cos and sin are taken in double and rounded once, so that the bytes do not depend on how the host
+    vectorises them."""
     positions = torch.arange(recipe.rows, dtype=torch.float32)
     angles = (
         torch.outer(positions, torch.tensor(recipe.inv_freq, dtype=torch.float32)).double().flatten().tolist()

@@ -1,7 +1,7 @@
 """rope, kv_write and paged attention.
 
-A KV state [num_kv_heads, head_dim] stands for a layer's paged cache. The reference keeps it as `KVCache`: two tensors indexed
-by slot. Kernels lay it out as ARCHITECTURE.md says, "The KV cache".
+A KV state [num_kv_heads, head_dim] stands for a layer's paged cache. The reference keeps it as `KVCache`: two
+tensors indexed by slot. Kernels lay it out as ARCHITECTURE.md says, "The KV cache".
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ class KVCache:
     v: Tensor
 
 
-# --- rope: x[T, H, D], table[max_context, R], positions[T] -> x with its first R elements of each head rotated. The halves of R are
-#     paired: (i, i + R/2). The table's row is cos[R/2], sin[R/2]. ------------------------------------------------------------------
+# --- rope: x[T, H, D], table[max_context, R], positions[T] -> x with its first R elements of each head
+# rotated. The halves of R are
+# paired: (i, i + R/2). The table's row is cos[R/2], sin[R/2].
+# ------------------------------------------------------------------
 
 
 def _rope(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
@@ -83,7 +85,7 @@ ROPE = register(
     )
 )
 
-# --- kv_write: state, k[T, Hkv, D], v[T, Hkv, D], slots[T] -> state ----------------------------------------------------------------
+# --- kv_write: state, k[T, Hkv, D], v[T, Hkv, D], slots[T] -> state ---
 
 
 def _kv_write(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
@@ -91,7 +93,8 @@ def _kv_write(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
     fits = k.shape == v.shape and k.shape[1:] == state.shape
     expect(
         fits,
-        f"kv_write of k {text_of(k.shape)} and v {text_of(v.shape)} into a cache of {text_of(state.shape)} a token",
+        f"kv_write of k {text_of(k.shape)} and v {text_of(v.shape)} into a cache of "
+        f"{text_of(state.shape)} a token",
     )
     expect(
         k.dtype == v.dtype == state.dtype,
@@ -124,8 +127,10 @@ KV_WRITE = register(
     )
 )
 
-# --- attention: q[T, Hq, D], state, positions[T], query_start[S+1], context_len[S], page_table[S, P] -> f32[T, Hq, D]. Causal; with
-#     window w > 0 a query at position p sees keys p-w+1 .. p. q head h reads KV head h // (Hq / Hkv). ------------------------------
+# --- attention: q[T, Hq, D], state, positions[T], query_start[S+1], context_len[S], page_table[S, P] ->
+# f32[T, Hq, D]. Causal; with
+# window w > 0 a query at position p sees keys p-w+1 .. p. q head h reads KV head h // (Hq / Hkv).
+# ------------------------------
 
 
 def _attention(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
@@ -137,8 +142,8 @@ def _attention(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
     fits = q.shape[2] == state.shape[1] and heads % kv_heads == 0
     expect(
         fits,
-        f"attention of q {text_of(q.shape)} over a cache of {text_of(state.shape)} a token: head_dim must be equal, "
-        f"and the KV heads ({kv_heads}) must divide the heads ({heads})",
+        f"attention of q {text_of(q.shape)} over a cache of {text_of(state.shape)} a token: head_dim must be "
+        f"equal, and the KV heads ({kv_heads}) must divide the heads ({heads})",
     )
     expect(q.dtype == state.dtype, f"attention of {q.dtype} q over a cache of {state.dtype}")
     return [Type(q.shape, "f32")]

@@ -1,4 +1,5 @@
-"""What the registry knows of an op. Passes ask an `OpDef`; they never name ops one by one (but `fuse`, whose patterns are data)."""
+"""What the registry knows of an op. Passes ask an `OpDef`; they never name ops one by one (but `fuse`, whose
+patterns are data)."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ Sizes = Mapping[str, int]  # symbolic dims' sizes, for costs
 
 
 class ShapeError(Exception):
-    """The inputs do not fit the op. Capture turns it into a CompileError, the verifier into an InternalError."""
+    """The inputs do not fit the op. Capture turns it into a CompileError, the verifier into an
+    InternalError."""
 
 
 class Type(NamedTuple):
@@ -30,8 +32,9 @@ class Type(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """One input. dtype: "f32", "i32", "any", "storage" (what the plan stores: f32 or bf16, and `precision` rounds to it), or
-    "state" (a KV cache of the plan's dtype). A variadic slot is last and takes one or more."""
+    """One input. dtype: "f32", "i32", "any", "storage" (what the plan stores: f32 or bf16, and `precision`
+    rounds to it), or "state" (a KV cache of the plan's dtype). A variadic slot is last and takes one or
+    more."""
 
     name: str
     dtype: str
@@ -40,11 +43,13 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True)
 class Rule:
-    """Placement in factor form, e.g. Rule("t k, n k -> t n"). Dims of one factor are sharded together; a factor that no output
-    has is reduced: sharding it makes the outputs Partial(reduce). `.` is a dim that cannot be sharded.
+    """Placement in factor form, e.g. Rule("t k, n k -> t n"). Dims of one factor are sharded together; a
+    factor that no output has is reduced: sharding it makes the outputs Partial(reduce). `.` is a dim that
+    cannot be sharded.
 
-    sizes: what a factor's size is when it is not the dim's (a dim of H*D elements that splits by whole heads).
-    partial: sets of inputs that may be Partial(sum) together, the rest replicated, and make every output Partial(sum).
+    sizes: what a factor's size is when it is not the dim's (a dim of H*D elements that splits by whole
+    heads). partial: sets of inputs that may be Partial(sum) together, the rest replicated, and make every
+    output Partial(sum).
     """
 
     text: str
@@ -84,10 +89,11 @@ Localize = Callable[[Attrs, Sequence[Value], Mapping[str, str]], dict[str, Attr]
 class OpDef:
     """One op.
 
-    attrs: name -> type; all must be there. infer: shape and dtype rule. factors: placement rule. reference: one rank's torch
-    arithmetic, f32 unless an output is cast. across: for collectives, the tensors of one axis's ranks in order -> theirs.
-    elementwise: each output element depends on the same element of each input (equal shapes, or a suffix that is broadcast).
-    flops and bytes: for sizes of the symbolic dims. localize: attrs of one rank, given local outputs and {factor: axis}.
+    attrs: name -> type; all must be there. infer: shape and dtype rule. factors: placement rule. reference:
+    one rank's torch arithmetic, f32 unless an output is cast. across: for collectives, the tensors of one
+    axis's ranks in order -> theirs. elementwise: each output element depends on the same element of each
+    input (equal shapes, or a suffix that is broadcast). flops and bytes: for sizes of the symbolic dims.
+    localize: attrs of one rank, given local outputs and {factor: axis}.
     """
 
     name: str
@@ -125,7 +131,8 @@ def elements(shape: Shape, sizes: Sizes) -> int:
 
 
 def num_bytes(values: Sequence[Value], sizes: Sizes) -> int:
-    """Bytes of `values`, each read or written once. A KV state counts nothing: the op that reads it says what."""
+    """Bytes of `values`, each read or written once. A KV state counts nothing: the op that reads it says
+    what."""
     return sum(elements(v.shape, sizes) * DTYPES[v.dtype] for v in values if not v.state)
 
 

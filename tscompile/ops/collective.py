@@ -1,4 +1,5 @@
-"""Placement ops. `boundary` and `redistribute` exist between capture and `collectives`; the rest run across the ranks of one axis."""
+"""Placement ops. `boundary` and `redistribute` exist between capture and `collectives`; the rest run across
+the ranks of one axis."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ BOUNDARY = register(
         flops=lambda *_: 0,
     )
 )
-# From one placement to another along `axis`; global shapes on both sides. Made by `reshard`, realised by `collectives`.
+# From one placement to another along `axis`; global shapes on both sides. Made by `reshard`, realised by
+# `collectives`.
 REDISTRIBUTE = register(
     OpDef(
         "redistribute",
@@ -76,7 +78,8 @@ def _all_to_all(tensors: list[Tensor], attrs: Attrs) -> list[Tensor]:
     return list(whole.chunk(len(tensors), dim=integer(attrs, "dim")))
 
 
-# `axis`: the mesh axis; `dim`: what is gathered, or split over the ranks. slice moves nothing: a rank keeps its part.
+# `axis`: the mesh axis; `dim`: what is gathered, or split over the ranks. slice moves nothing: a rank keeps
+# its part.
 ALL_REDUCE = register(
     OpDef("all_reduce", X, _same, _identity_rule, {"axis": str, "op": str}, across=_all_reduce)
 )

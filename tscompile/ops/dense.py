@@ -26,8 +26,8 @@ from tscompile.ops.base import (
 )
 from tscompile.ops.elementwise import LETTERS
 
-# --- embedding: ids i32[T], table[V, H] -> f32[T, H]. vocab_axis: the mesh axis over which the table's rows are sharded ("": none);
-#     a rank gives zeros for ids that are not among its rows. ----------------------------------------------------------------------
+# --- embedding: ids i32[T], table[V, H] -> f32[T, H]. vocab_axis: the mesh axis over which the table's rows
+# are sharded ("": none); a rank gives zeros for ids that are not among its rows. ---
 
 
 def _embedding(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
@@ -72,7 +72,7 @@ EMBEDDING = register(
     )
 )
 
-# --- linear: x[..., K], weight[N, K] -> f32[..., N], the accumulator -------------------------------------------------------------
+# --- linear: x[..., K], weight[N, K] -> f32[..., N], the accumulator ---
 
 
 def _linear(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
@@ -111,7 +111,8 @@ LINEAR = register(
     )
 )
 
-# --- swiglu: x[..., 2 * padded] in interleaved tiles of gate and up -> silu(gate) * up, [..., width]. Made by `fuse` only. -----------
+# --- swiglu: x[..., 2 * padded] in interleaved tiles of gate and up -> silu(gate) * up, [..., width]. Made by
+# `fuse` only. ---
 
 
 def _swiglu(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
@@ -148,7 +149,7 @@ SWIGLU = register(
     )
 )
 
-# --- rms_norm: x[..., H], weight[H] -> x / sqrt(mean(x^2) + eps) * weight, over the last dim -----------------------------------------
+# --- rms_norm: x[..., H], weight[H] -> x / sqrt(mean(x^2) + eps) * weight, over the last dim ---
 
 
 def _rms_norm(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:

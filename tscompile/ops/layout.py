@@ -16,14 +16,14 @@ from tscompile.ops.base import (
     Slot,
     Type,
     expect,
-    integer,
     integers,
+    num_bytes,
     register,
     text_of,
 )
 from tscompile.ops.elementwise import LETTERS
 
-# --- reshape: x -> the same elements, row-major. attr `shape`: ints; the leading symbolic dim, if any, is written -1. ---------
+# --- reshape: x -> the same elements, row-major. attr `shape`: ints; the symbolic dim, if any, is -1. ---
 
 
 def reshape_attr(shape: Shape) -> tuple[int, ...]:
@@ -54,7 +54,8 @@ def _reshape(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
 
 
 def _reshape_factors(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs) -> Rule:
-    """Dims are matched greedily into runs of equal products; a run's leading dims split together, by the smaller's size."""
+    """Dims are matched greedily into runs of equal products; a run's leading dims split together, by the
+    smaller's size."""
     x, y = inputs[0].shape, outputs[0].shape
     names = iter(LETTERS)
     left, right = ["."] * len(x), ["."] * len(y)
@@ -106,7 +107,7 @@ RESHAPE = register(
     )
 )
 
-# --- split: x -> parts of `sizes` along the last dim ---------------------------------------------------------------------------
+# --- split: x -> parts of `sizes` along the last dim ---
 
 
 def _split(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
@@ -114,7 +115,7 @@ def _split(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
     fits = x.shape[-1] == sum(sizes) and all(size > 0 for size in sizes)
     expect(
         fits,
-        f"split of {text_of(x.shape)} into {list(sizes)}: the sizes must be positive and add up to the last dim",
+        f"split of {text_of(x.shape)} into {list(sizes)}: wanted positive sizes that add up to the last dim",
     )
     return [Type((*x.shape[:-1], size), x.dtype) for size in sizes]
 
@@ -144,7 +145,7 @@ SPLIT = register(
     )
 )
 
-# --- concat: parts -> one, along the last dim ----------------------------------------------------------------------------------
+# --- concat: parts -> one, along the last dim ---
 
 
 def _concat(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
@@ -152,7 +153,8 @@ def _concat(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
     for x in inputs:
         expect(
             x.shape[:-1] == first.shape[:-1] and x.dtype == first.dtype,
-            f"concat of {first.dtype}{text_of(first.shape)} and {x.dtype}{text_of(x.shape)}: all but the last dim must agree",
+            f"concat of {first.dtype}{text_of(first.shape)} and {x.dtype}{text_of(x.shape)}: "
+            "all but the last dim must agree",
         )
         assert isinstance(x.shape[-1], int)
         total += x.shape[-1]
@@ -180,7 +182,7 @@ CONCAT = register(
     )
 )
 
-# --- gather_rows: x[T, ...], rows[L] -> x[rows] ----------------------------------------------------------------------------------
+# --- gather_rows: x[T, ...], rows[L] -> x[rows] ---
 
 
 def _gather(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
@@ -205,12 +207,6 @@ GATHER_ROWS = register(
         _gather_factors,
         reference=_gather_reference,
         flops=_no_flops,
-        bytes=lambda inputs, outputs, attrs, sizes: 2 * _bytes_of(outputs[0], sizes),
+        bytes=lambda inputs, outputs, attrs, sizes: 2 * num_bytes(outputs, sizes),
     )
 )
-
-
-def _bytes_of(value: Value, sizes: Mapping[str, int]) -> int:
-    from tscompile.ops.base import num_bytes
-
-    return num_bytes([value], sizes)

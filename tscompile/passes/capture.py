@@ -1,8 +1,9 @@
 """capture: the model file and the checkpoint -> a graph as the author wrote it.
 
-Takes build.options and build.checkpoint. Gives build.model, and build.graph: ops of the registry with a source line each, every
-float value f32, every weight checkpoint("name"), module boundaries as `boundary` ops. What the model wants and what the
-checkpoint has are compared by name and shape here, so that nothing after this pass can miss a tensor.
+Takes build.options and build.checkpoint. Gives build.model, and build.graph: ops of the registry with a
+source line each, every float value f32, every weight checkpoint("name"), module boundaries as `boundary` ops.
+What the model wants and what the checkpoint has are compared by name and shape here, so that nothing after
+this pass can miss a tensor.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def _bind(
             f"has {_some(extra)}, which the model does not use"
         ] * bool(extra)
         raise CompileError(
-            f"the checkpoint {' and '.join(says)}. The model file is {models.shown(file.path)}: is it the right one?"
+            f"the checkpoint {' and '.join(says)}. Is {models.shown(file.path)} the right model file?"
         )
 
 
@@ -87,8 +88,8 @@ def _check(weight: Weight, checkpoint: Checkpoint, name: str, config: Config) ->
         wrong = [dim for dim, found in zip(weight.shape, info.shape, strict=False) if dim != found]
         why = "; ".join(filter(None, (config.describe(dim) for dim in wrong if isinstance(dim, int))))
         raise CompileError(
-            f"{name} is {list(info.shape)} in {info.file.name}, but {config.where} makes it {list(weight.shape)}"
-            + (f" ({why})" if why else "")
+            f"{name} is {list(info.shape)} in {info.file.name}, but {config.where} makes it "
+            f"{list(weight.shape)}" + (f" ({why})" if why else "")
         )
 
 

@@ -1,8 +1,9 @@
 """fuse: every op becomes part of a group, and each group one kernel (tscompile/ir.py, GROUP_KINDS).
 
-Takes one rank's graph of registry ops. Gives a graph of groups, and build.receipts: for each pattern and place where it was
-tried, whether it matched, or why not. Rewrites come first (rows gathered early, gate and up merged, QKV merged), then groups
-are cut around anchors. What a pattern or a group is stands in the tables below; tscompile/match.py matches.
+Takes one rank's graph of registry ops. Gives a graph of groups, and build.receipts: for each pattern and
+place where it was tried, whether it matched, or why not. Rewrites come first (rows gathered early, gate and
+up merged, QKV merged), then groups are cut around anchors. What a pattern or a group is stands in the tables
+below; tscompile/match.py matches.
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ class _Fuser:
     # --- rows gathered early ---
 
     def gather_early(self) -> None:
-        """Moves a gather_rows up, past ops that work row by row, to before the last that does much (the head's linear): then only
-        the rows whose logits are wanted are computed."""
+        """Moves a gather_rows up, past ops that work row by row, to before the last that does much (the
+        head's linear): then only the rows whose logits are wanted are computed."""
         matcher = self.rewriter.matcher
         for gather in [op for op in self.rewriter.graph.ops if op.kind == "gather_rows"]:
             value, path, best = gather.inputs[0], list[tuple[Op, int]](), 0
@@ -204,7 +205,8 @@ class _Fuser:
 
 
 def _row_input(op: Op) -> int | None:
-    """The input that `op` works on row by row, with one output: its first dim is the output's, and no other input has it."""
+    """The input that `op` works on row by row, with one output: its first dim is the output's, and no other
+    input has it."""
     rule = lookup(op.kind).factors(op.inputs, op.outputs, op.attrs)
     factor = rule.outputs[0][0]
     having = [i for i, dims in enumerate(rule.inputs) if factor in dims]

@@ -1,8 +1,9 @@
 """precision: says where values are rounded.
 
-Takes a graph whose floats are all f32. Gives one where what the plan stores has the plan's dtype: the weights that a `storage` slot
-of the registry reads, the KV caches, and, by an explicit `cast` before the op that reads it, every value that such a slot takes.
-One cast a value, shared by its readers. A f32 plan gets none. Vectors (norms, biases) and tables stay f32.
+Takes a graph whose floats are all f32. Gives one where what the plan stores has the plan's dtype: the weights
+that a `storage` slot of the registry reads, the KV caches, and, by an explicit `cast` before the op that
+reads it, every value that such a slot takes. One cast a value, shared by its readers. A f32 plan gets none.
+Vectors (norms, biases) and tables stay f32.
 """
 
 from __future__ import annotations
