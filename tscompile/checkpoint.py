@@ -158,9 +158,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        seen: set[str] = set()
-        # type: ignore[func-returns-value]
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        keys = sorted(key for key, _ in pairs)
+        twice = next(key for key, after in zip(keys, keys[1:], strict=False) if key == after)
         raise ValueError(f"the key {twice!r} is there twice")
     return result
 

@@ -167,7 +167,7 @@ class Cutter:
         body: list[Op] = []
         for op in members:
             if op.kind != "reshape":
-                op.inputs = [self._reshaped(value, inside, body) for value in op.inputs]
+                op.inputs = [self._reshaped(value, body) for value in op.inputs]
             body.append(op)
         body = in_order(body)
         made = unique([v for op in body for v in op.outputs])
@@ -176,11 +176,12 @@ class Cutter:
         outputs = [v for v in made if self._read_outside(v, inside)]
         return Group("group", inputs, outputs, {}, body[0].source, group=kind, body=body)
 
-    def _reshaped(self, value: Value, inside: set[int], body: list[Op]) -> Value:
+    def _reshaped(self, value: Value, body: list[Op]) -> Value:
+        """The value; if it comes from a reshape that belongs to no group, a copy of that in `body`."""
         maker = self.matcher.producers.get(id(value))
-        if maker is None or maker.kind != "reshape" or id(maker) in inside:
+        if maker is None or maker.kind != "reshape" or id(maker) in self.owned:
             return value
-        source = self._reshaped(maker.inputs[0], inside, body)
+        source = self._reshaped(maker.inputs[0], body)
         copy = self.rewriter.like(value, value.name)
         body.append(Op("reshape", [source], [copy], maker.attrs, maker.source))
         return copy
