@@ -30,6 +30,7 @@ class Options:
     )
     dump: Path | None = None
     verify: bool = False
+    no_text: bool = False  # a plan without tokenizer and chat template
     tp: int = 1
     max_context: int = 0  # 0: what config.json says
     page_size: int = 64

@@ -102,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="tokens of a KV page, a multiple of 32; default: 64",
     )
+    build.add_argument(
+        "--no-text", action="store_true", help="leave tokenizer and chat template out: token ids in and out"
+    )
     build.add_argument("--tp", type=_count, default=1, metavar="N", help="tensor-parallel ranks; default: 1")
     build.add_argument(
         "--dump", type=Path, metavar="DIR", help="write the graph after each pass, as DIR/NN-pass.txt"
@@ -178,6 +181,7 @@ def _options(arguments: argparse.Namespace, find_for: Callable[[Path], Path]) ->
         dtype=DTYPES[arguments.dtype],
         dump=arguments.dump,
         verify=arguments.verify,
+        no_text=arguments.no_text,
         tp=arguments.tp,
         max_context=arguments.max_context,
         page_size=arguments.page_size,

@@ -154,8 +154,8 @@ def target_lines(target: dict[str, Any]) -> list[str]:
     buffers = target["buffers"]
     unshared = sum(buffer["bytes"] for buffer in buffers)
     lines = [
-        f"{target['target']}: {len(target['launches'])} launches a step of up to {limits['max_tokens']} tokens "
-        f"and {limits['max_seqs']} sequences; kernels {size(target['kernels_bytes'])}",
+        f"{target['target']}: {len(target['launches'])} launches a step of up to {limits['max_tokens']} "
+        f"tokens and {limits['max_seqs']} sequences; kernels {size(target['kernels_bytes'])}",
         f"  arena {size(target['arena_bytes'])} for {len(buffers)} buffers of {size(unshared)}; KV cache "
         f"{size(kv['page_bytes'] * kv['num_layers'])} a page of {limits['page_size']} tokens",
     ]
