@@ -84,8 +84,10 @@ class Matcher:
         return found
 
     def single(self, value: Value) -> bool:
-        """One op reads it, and it is no output of the graph."""
-        return len(self.consumers.get(id(value), [])) == 1 and id(value) not in self.outputs
+        """One op reads it, once, and it is no output of the graph."""
+        readers = self.consumers.get(id(value), [])
+        once = len(readers) == 1 and sum(v is value for v in readers[0].inputs) == 1
+        return once and id(value) not in self.outputs
 
     def _match(self, pattern: Pattern, value: Value, found: Found, root: bool = False) -> None:
         match pattern:

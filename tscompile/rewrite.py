@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from tscompile.ir import Graph, Op, Value, Weight
 from tscompile.match import Matcher
-from tscompile.recipe import Concat, Interleave
+from tscompile.recipe import Concat, Interleave, Slice
 
 AnyOp = TypeVar("AnyOp", bound=Op)
 
@@ -60,6 +60,15 @@ class Rewriter:
         first = parts[0]
         shape = (sum(rows), *first.shape[1:])
         weight = Weight(self.fresh(name), shape, first.dtype, False, first.placement, recipe=recipe)
+        self.graph.weights.append(weight)
+        return weight
+
+    def slice_weight(self, whole: Value, start: int, stop: int) -> Weight:
+        """Rows start..stop of a weight."""
+        assert isinstance(whole, Weight)
+        name, shape = self.fresh(f"{whole.name}.{start}"), (stop - start, *whole.shape[1:])
+        recipe = Slice(whole.recipe, 0, start, stop)
+        weight = Weight(name, shape, whole.dtype, False, whole.placement, recipe=recipe)
         self.graph.weights.append(weight)
         return weight
 

@@ -1,8 +1,8 @@
-"""The captured and the fused graph, interpreted, against transformers in float32: prefill, and token by token."""
+"""The captured and the fused graph, interpreted, against transformers in float32: prefill, and token by
+token."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ def captured(folder: Path, passes: tuple[str, ...] = pipeline.UP_TO_FUSE, **opti
 
 
 def logits(build: Build, tokens: list[int], chunks: list[int]) -> torch.Tensor:
-    """[chunks, vocab]: the last token's after each chunk of `tokens`, with another sequence in the same batches."""
+    """[chunks, vocab]: the last token's after each chunk of `tokens`, with another sequence in the same
+    batches."""
     interpreter = Interpreter(build.graph, build.checkpoint.read, NUM_SLOTS, build.mesh)
     sequences, rows, at = Sequences(PAGE_SIZE, NUM_SLOTS), [], 0
     for chunk in chunks:

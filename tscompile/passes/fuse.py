@@ -78,6 +78,7 @@ def run(build: Build) -> None:
     graph = build.graph
     fuser = _Fuser(Rewriter(graph), build.receipts)
     fuser.gather_early()
+    fuser.split_weights()
     fuser.merge("gate_up_swiglu", "mul", GATE_UP, fuser.merge_gate_up)
     fuser.merge("qkv", "attention", QKV, fuser.merge_qkv)
     graph.ops = in_order(graph.ops)
@@ -149,7 +150,34 @@ class _Fuser:
         new = Op("gather_rows", [source, rows], [early], {}, top.source)
         self.rewriter.replace([gather], top, [new, top])
 
-    # --- merged projections ---
+    # --- split and merged projections ---
+
+    def split_weights(self) -> None:
+        """A split of a linear's output becomes linears over slices of the weight: the merges below then see what they look for,
+        whether a checkpoint keeps its projections apart or merged."""
+        for split in [op for op in self.rewriter.graph.ops if op.kind == "split"]:
+            try:
+                found = self.rewriter.matcher.match(projection("whole"), split.inputs[0])
+                if not self.rewriter.matcher.single(split.inputs[0]):
+                    raise Mismatch(f"{split.inputs[0]!r} has other readers")
+            except Mismatch as reason:
+                self.note("split_weights", split, str(reason))
+                continue
+            self.rewriter.replace(found.inside, split, self._slices(split, found))
+            self.note("split_weights", split)
+
+    def _slices(self, split: Op, found: Found) -> list[Op]:
+        ops, start = list[Op](), 0
+        bias = found.values.get("whole.bias")
+        for out in split.outputs:
+            stop = start + out.row_elements
+            raw = self.rewriter.like(out, f"{out.name}.raw") if bias else out
+            weight = self.rewriter.slice_weight(found.values["whole"], start, stop)
+            ops.append(Op("linear", [found.values["x"], weight], [raw], {}, split.source))
+            if bias:
+                ops.append(Op("add", [raw, self.rewriter.slice_weight(bias, start, stop)], [out], {}, split.source))
+            start = stop
+        return ops
 
     def merged(
         self, found: Found, names: tuple[str, ...], called: str, join: Callable[..., Concat | Interleave]
