@@ -45,12 +45,13 @@ class Tool:
         """Writes out/tokenizer and out/template (empty without one). CompileError with what the compiler
         said."""
         self._run(["compile", str(checkpoint), "-o", str(out)], "")
+        if not (out / "tokenizer").is_file():
+            raise CompileError(f"{' '.join(self.command)} compiled no tokenizer: it is not of this version")
 
     def ask(self, what: str, blobs: Path, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """encode, decode or render: a reply a request."""
-        lines = self._run(
-            [what, str(blobs)], "".join(json.dumps(request) + "\n" for request in requests)
-        ).splitlines()
+        asked = "".join(json.dumps(request) + "\n" for request in requests)
+        lines = self._run([what, str(blobs)], asked).removesuffix("\n").split("\n") if requests else []
         if len(lines) != len(requests):
             raise InternalError(
                 f"{' '.join(self.command)} {what} gave {len(lines)} replies to {len(requests)} requests"

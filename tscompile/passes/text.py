@@ -33,9 +33,7 @@ def run(build: Build) -> None:
             data = (blobs / name).read_bytes()
             if data:
                 build.text[f"tsp/text/{name}"] = data
-    rendered = (
-        f"{counts['chats']} chats rendered" if "tsp/text/template" in build.text else "no chat template"
-    )
+    chats = f"{counts['chats']} chats" if "tsp/text/template" in build.text else "no chat template"
     build.notes.append(
-        f"text: {counts['texts']:,} texts encoded, {counts['decoded']:,} decoded, {rendered}, as references do"
+        f"text: as its references on {counts['texts']:,} texts, {counts['decoded']:,} lists of ids, {chats}"
     )
