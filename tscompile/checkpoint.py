@@ -6,6 +6,7 @@ Nothing in it is executed: `auto_map` and other remote code are ignored, pickles
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import mmap
@@ -159,7 +160,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         keys = sorted(key for key, _ in pairs)
-        twice = next(key for key, after in zip(keys, keys[1:], strict=False) if key == after)
+        twice = next(key for key, after in itertools.pairwise(keys) if key == after)
         raise ValueError(f"the key {twice!r} is there twice")
     return result
 

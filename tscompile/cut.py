@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from tscompile.errors import InternalError
 from tscompile.ir import Graph, Group, Op, Value, unique
-from tscompile.match import Matcher
 from tscompile.ops import lookup
 from tscompile.rewrite import Rewriter, in_order, weights_in_use
 
@@ -33,7 +32,7 @@ class Cutter:
         self.graph = graph
         self.rewriter = Rewriter(graph)
         self.rewriter.names |= names
-        self.matcher = Matcher(graph)
+        self.matcher = self.rewriter.matcher
         self.owned: set[int] = set()
         self.members: list[tuple[str, list[Op]]] = []
 
@@ -127,15 +126,12 @@ class Cutter:
         read."""
         for split in [op for op in self.graph.ops if op.kind == "split" and id(op) not in self.owned]:
             for value in split.outputs:
-                for reader in self.matcher.consumers.get(id(value), []):
+                for reader in list(self.matcher.consumers.get(id(value), [])):
                     copies = [self.rewriter.like(v, v.name) for v in split.outputs]
                     copy = Op("split", split.inputs, copies, split.attrs, split.source)
-                    reader.inputs = [
-                        copies[split.outputs.index(v)] if v is value else v for v in reader.inputs
-                    ]
-                    self.graph.ops.insert(self.graph.ops.index(reader), copy)
-            self.graph.ops.remove(split)
-            self.matcher = Matcher(self.graph)
+                    self.rewriter.replace([], reader, [copy, reader])
+                    self.rewriter.reread(value, copies[split.outputs.index(value)], [reader])
+            self.rewriter.replace([], split, [])
 
     def _elementwise(self) -> None:
         """From each op that is left, last first: it and the elementwise ops of one shape above it that

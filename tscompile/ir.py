@@ -75,8 +75,8 @@ GROUP_KINDS = {
     "qkv, then in order of use q's norm, table, positions, k's norm, state, slots -> q, state",
     "attention": "attention [, cast]: q, state, batch arrays -> [T,Hq*D]",
     "gather_rows": "gather_rows: x[T,H], logit_rows -> [L,H]",
-    "elementwise": "a tree of elementwise ops (OpDef.elementwise) of one number of elements a row, whose leaves "
-    "may be a split of the last dim (one part is read), or a concat of the last dim: inputs -> one output",
+    "elementwise": "a tree of elementwise ops (OpDef.elementwise) of one number of elements a row, whose "
+    "leaves may be a split of the last dim (one part is read), or a concat of it: inputs -> one output",
     # What is left where qkv_write does not match (slower, still right):
     "rope": "rope [, cast]: x[T,H,D], table, positions -> [T,H,D]",
     "kv_write": "[cast k,] [cast v,] kv_write: k, v, state, slots, in order of use -> state",

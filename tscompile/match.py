@@ -69,12 +69,27 @@ class Found:
 
 
 class Matcher:
-    """Matches values of one graph, as it is now."""
+    """Matches values of one graph. Who rewrites it says what goes and what comes."""
 
     def __init__(self, graph: Graph) -> None:
-        self.producers = graph.producers()
-        self.consumers = graph.consumers()
+        self.producers: dict[int, Op] = {}  # id(value) -> the op that makes it
+        self.consumers: dict[int, list[Op]] = {}  # id(value) -> the ops that read it
         self.outputs = {id(v) for v in graph.outputs}
+        for op in graph.ops:
+            self.add(op)
+
+    def add(self, op: Op) -> None:
+        for value in op.outputs:
+            self.producers[id(value)] = op
+        for key in dict.fromkeys(id(value) for value in op.inputs):
+            self.consumers.setdefault(key, []).append(op)
+
+    def remove(self, op: Op) -> None:
+        for value in op.outputs:
+            if self.producers.get(id(value)) is op:
+                del self.producers[id(value)]
+        for key in dict.fromkeys(id(value) for value in op.inputs):
+            self.consumers[key].remove(op)
 
     def match(self, pattern: Pattern, value: Value) -> Found:
         """Mismatch says why not. Values between the ops of a match have no other reader; `value` itself

@@ -58,8 +58,8 @@ def compile_plan(options: Options, say: Progress) -> dict[str, Any]:
         summary["verify"] = check.verify_build(build)
     if options.tp > 1:
         raise CompileError(
-            f"--tp {options.tp}: the model was placed for {options.tp} ranks, but kernels and plans of more than "
-            "one rank cannot be made yet: build with --tp 1"
+            f"--tp {options.tp}: the model was placed for {options.tp} ranks, but kernels and plans of more "
+            "than one rank cannot be made yet: build with --tp 1"
         )
     run(build, ALL[len(UP_TO_FUSE) :], say)
     say(f"writing {options.out}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tscompile.ir import Graph, Op, Value, Weight
@@ -14,7 +15,7 @@ AnyOp = TypeVar("AnyOp", bound=Op)
 
 
 class Rewriter:
-    """A graph being rewritten. `matcher` always sees the graph as it is."""
+    """A graph being rewritten. `matcher` sees the graph as it is, if every change is made here."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -37,6 +38,10 @@ class Rewriter:
     def replace(self, gone: Sequence[Op], at: Op, new: Sequence[Op]) -> None:
         """Puts `new` in the place of `at`, and drops `gone` (and `at`, unless it is among `new`)."""
         drop = {id(op) for op in gone}
+        for op in [*gone, at]:
+            self.matcher.remove(op)
+        for op in new:
+            self.matcher.add(op)
         ops: list[Op] = []
         for op in self.graph.ops:
             if op is at:
@@ -44,13 +49,22 @@ class Rewriter:
             elif id(op) not in drop:
                 ops.append(op)
         self.graph.ops = ops
-        self.matcher = Matcher(self.graph)
 
-    def reread(self, old: Value, new: Value) -> None:
-        """Every reader of `old` reads `new`."""
-        for op in self.matcher.consumers.get(id(old), []):
+    @contextmanager
+    def changing(self, ops: Sequence[Op]) -> Iterator[None]:
+        """Inside, the inputs and outputs of `ops` may be changed."""
+        for op in ops:
+            self.matcher.remove(op)
+        yield
+        for op in ops:
+            self.matcher.add(op)
+
+    def reread(self, old: Value, new: Value, readers: Sequence[Op] = ()) -> None:
+        """`readers`, or every reader of `old`, read `new` instead."""
+        for op in readers or list(self.matcher.consumers.get(id(old), [])):
+            self.matcher.remove(op)
             op.inputs = [new if v is old else v for v in op.inputs]
-        self.matcher = Matcher(self.graph)
+            self.matcher.add(op)
 
     def merge_weights(self, name: str, recipe: Concat | Interleave, parts: Sequence[Value]) -> Weight:
         """A weight made of the rows of `parts`, by `recipe`."""

@@ -143,18 +143,19 @@ class _Fuser:
         source, rows = top.inputs[index], gather.inputs[1]
         early = self.rewriter.like(source, f"{source.name}.rows")
         early.shape = (*rows.shape, *source.shape[1:])
-        for op, _ in path:
-            op.outputs[0].shape = (*rows.shape, *op.outputs[0].shape[1:])
-        top.inputs[index] = early
-        path[0][0].outputs = gather.outputs  # what the gather gave now comes from the last op of the path
+        with self.rewriter.changing([gather, *(op for op, _ in path)]):
+            for op, _ in path:
+                op.outputs[0].shape = (*rows.shape, *op.outputs[0].shape[1:])
+            top.inputs[index] = early
+            path[0][0].outputs = gather.outputs  # what the gather gave now comes from the last op of the path
         new = Op("gather_rows", [source, rows], [early], {}, top.source)
         self.rewriter.replace([gather], top, [new, top])
 
     # --- split and merged projections ---
 
     def split_weights(self) -> None:
-        """A split of a linear's output becomes linears over slices of the weight: the merges below then see what they look for,
-        whether a checkpoint keeps its projections apart or merged."""
+        """A split of a linear's output becomes linears over slices of the weight: the merges below then see
+        what they look for, whether a checkpoint keeps its projections apart or merged."""
         for split in [op for op in self.rewriter.graph.ops if op.kind == "split"]:
             try:
                 found = self.rewriter.matcher.match(projection("whole"), split.inputs[0])
@@ -175,7 +176,8 @@ class _Fuser:
             weight = self.rewriter.slice_weight(found.values["whole"], start, stop)
             ops.append(Op("linear", [found.values["x"], weight], [raw], {}, split.source))
             if bias:
-                ops.append(Op("add", [raw, self.rewriter.slice_weight(bias, start, stop)], [out], {}, split.source))
+                part = self.rewriter.slice_weight(bias, start, stop)
+                ops.append(Op("add", [raw, part], [out], {}, split.source))
             start = stop
         return ops
 
