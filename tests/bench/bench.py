@@ -147,8 +147,8 @@ def markdown(report: dict[str, Any]) -> str:
             f"## {model['model']}'s shape, random weights, bf16, {model['target']}",
             "",
             f"- plan {size:.2f} GiB, resident at most {resident:.2f} GiB",
-            f"- process start to first token {known['first_token_ms']:.0f} ms; {new['first_token_ms']:.0f} ms "
-            "with a file new to the machine, whose weights are hashed",
+            f"- process start to first token {known['first_token_ms']:.0f} ms, {new['first_token_ms']:.0f} "
+            "ms with a file new to the machine, whose weights are hashed",
             "",
             "| prompt | batch | prefill tokens/s | of floor | decode tokens/s | of floor |",
             "|---|---|---|---|---|---|",
@@ -159,9 +159,9 @@ def markdown(report: dict[str, Any]) -> str:
             lines.append(f"| {r['prompt']:,} | {r['batch']} | {prefill} | {decode} |")
         lines.append("")
     lines += [
-        "The floor: a step takes at least the time to read the weights that it uses and the KV cache once, at",
-        "the bandwidth above, and the time of its products at the peak of the target's instructions; the larger",
-        "of the two counts.",
+        "The floor: a step takes at least the time to read the weights that it uses and the KV cache once,",
+        "at the bandwidth above, and the time of its products at the peak of the target's instructions;",
+        "the larger of the two counts.",
     ]
     return "\n".join(lines) + "\n"
 

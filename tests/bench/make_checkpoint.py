@@ -179,7 +179,7 @@ def write(name: str, folder: Path) -> None:
     )
     parts = shards(config)
     generator = torch.Generator().manual_seed(1)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for index, shard in enumerate(parts, 1):
         file = f"model-{index:05d}-of-{len(parts):05d}.safetensors"
         print(f"{name}: {file}", file=sys.stderr, flush=True)
