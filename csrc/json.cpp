@@ -1,7 +1,7 @@
 #include "json.h"
 
 #include <algorithm>
-#include <set>
+#include <utility>
 #include <vector>
 
 #include "text.h"
@@ -15,36 +15,72 @@ std::string_view as_text(std::span<const uint8_t> bytes) {
   return {reinterpret_cast<const char *>(bytes.data()), bytes.size()};
 }
 
-/// Refuses, while the parser runs, what a tree would hide (duplicate keys) or what would be too large to build.
-class Guard {
+/// Builds the tree while the parser runs, and refuses what the tree would hide (duplicate keys) or what is too large to build.
+/// (The library's own callback for that looks through the parent after every child: quadratic.)
+class Builder final : public nlohmann::json_sax<Json> {
  public:
-  Guard(std::string_view what, const JsonLimits &limits) : what_(what), limits_(limits) {}
+  Builder(std::string_view what, const JsonLimits &limits) : what_(what), limits_(limits) {}
 
-  void see(Json::parse_event_t event, const Json &parsed) {
-    using Event = Json::parse_event_t;
-    const bool opens = event == Event::object_start || event == Event::array_start;
-    if (opens || event == Event::value) {
-      if (++num_values_ > limits_.max_values)
-        fail(TS_BAD_PLAN, what_, " has more than ", limits_.max_values, " JSON values");
-    }
-    if (opens) {
-      if (static_cast<int>(keys_.size()) >= limits_.max_depth) {
-        fail(TS_BAD_PLAN, what_, " nests JSON deeper than ", limits_.max_depth);
-      }
-      keys_.emplace_back();
-    } else if (event == Event::object_end || event == Event::array_end) {
-      keys_.pop_back();
-    } else if (event == Event::key) {
-      const auto &key = parsed.get_ref<const std::string &>();
-      if (!keys_.back().insert(key).second) fail(TS_BAD_PLAN, what_, " has the key ", in_quotes(key), " twice");
-    }
+  Json take() { return std::move(root_); }
+
+  bool null() override { return put(nullptr) != nullptr; }
+  bool boolean(bool value) override { return put(value) != nullptr; }
+  bool number_integer(int64_t value) override { return put(value) != nullptr; }
+  bool number_unsigned(uint64_t value) override { return put(value) != nullptr; }
+  bool number_float(double value, const std::string &) override { return put(value) != nullptr; }
+  bool string(std::string &value) override { return put(std::move(value)) != nullptr; }
+  bool binary(Json::binary_t &) override { return false; }  // not in JSON text
+  bool start_object(size_t) override { return open(Json::value_t::object); }
+  bool start_array(size_t) override { return open(Json::value_t::array); }
+  bool end_object() override { return close(); }
+  bool end_array() override { return close(); }
+
+  bool key(std::string &name) override {
+    const auto [member, is_new] = open_.back()->emplace(name, nullptr);
+    if (!is_new) fail(TS_BAD_PLAN, what_, " has the key ", in_quotes(name), " twice");
+    member_ = &*member;
+    return true;
+  }
+
+  bool parse_error(size_t, const std::string &, const nlohmann::detail::exception &error) override {
+    fail(TS_BAD_PLAN, what_, " is not valid JSON: ", in_quotes(error.what()));
   }
 
  private:
+  Json *put(Json value) {
+    if (++num_values_ > limits_.max_values) {
+      fail(TS_BAD_PLAN, what_, " has more than ", limits_.max_values, " JSON values");
+    }
+    Json *place = &root_;
+    if (!open_.empty() && open_.back()->is_array()) {
+      open_.back()->push_back(nullptr);
+      place = &open_.back()->back();
+    } else if (!open_.empty()) {
+      place = member_;
+    }
+    *place = std::move(value);
+    return place;
+  }
+
+  bool open(Json::value_t type) {
+    if (static_cast<int>(open_.size()) >= limits_.max_depth) {
+      fail(TS_BAD_PLAN, what_, " nests JSON deeper than ", limits_.max_depth);
+    }
+    open_.push_back(put(type));  // stays where it is: its parent does not grow while it is open
+    return true;
+  }
+
+  bool close() {
+    open_.pop_back();
+    return true;
+  }
+
   std::string_view what_;
   const JsonLimits &limits_;
+  Json root_;
+  std::vector<Json *> open_;
+  Json *member_ = nullptr;  // of the innermost object, the one whose value comes next
   size_t num_values_ = 0;
-  std::vector<std::set<std::string>> keys_;  // of every open object; empty for an array
 };
 
 }  // namespace
@@ -59,15 +95,9 @@ Json parse_json(std::span<const uint8_t> bytes, std::string_view what, const Jso
     fail(TS_BAD_PLAN, what, " has a NUL byte at ", nul, ", wanted JSON text");
   }
   if (text.empty() || static_cast<uint8_t>(text[0]) == 0xEF) fail(TS_BAD_PLAN, what, " does not begin as JSON text");
-  Guard guard(what, limits);
-  try {
-    return Json::parse(text.begin(), text.end(), [&](int, Json::parse_event_t event, const Json &parsed) {
-      guard.see(event, parsed);
-      return true;
-    });
-  } catch (const Json::exception &e) {
-    fail(TS_BAD_PLAN, what, " is not valid JSON: ", in_quotes(e.what()));
-  }
+  Builder builder(what, limits);
+  Json::sax_parse(text.begin(), text.end(), &builder);
+  return builder.take();
 }
 
 Json parse_canonical_json(std::span<const uint8_t> bytes, std::string_view what, const JsonLimits &limits) {

@@ -67,6 +67,8 @@ std::vector<std::string> parse_targets(const JsonNode &node) {
 }
 
 ManifestEntry parse_entry(const std::string &name, const JsonNode &node) {
+  if (name == "tsp/manifest" || name == "tsp/seal")
+    fail(TS_BAD_PLAN, "manifest: ", in_quotes(name), " is listed, but cannot be");
   node.expect_keys({"bytes", "dtype", "kind", "sha256", "shape"});
   ManifestEntry entry;
   entry.dtype = node["dtype"].text();

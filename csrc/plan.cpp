@@ -61,11 +61,13 @@ uint64_t check_layout(const SafetensorsHeader &header) {
   return weights_end;
 }
 
+using EntryMap = std::map<std::string, Entry, std::less<>>;
+
 /// A plan's tables, checked, with pointers into the file's bytes.
 struct Contents {
   Manifest manifest;
   Digest seal{};
-  std::map<std::string, Entry, std::less<>> entries;
+  EntryMap entries;
 };
 
 void check_seal(std::span<const uint8_t> file, const SafetensorsHeader &header, Contents &contents) {
@@ -95,7 +97,7 @@ void check_hash(std::string_view name, std::span<const uint8_t> bytes, const Dig
 }
 
 /// The manifest lists exactly the header's entries, as the header has them.
-void check_entries(const SafetensorsHeader &header, const Manifest &manifest) {
+void check_entries(const SafetensorsHeader &header, const Manifest &manifest, const EntryMap &entries) {
   size_t num_listed = 0;
   for (const Tensor &tensor : header.tensors) {
     if (tensor.name == kManifest || tensor.name == kSeal) continue;
@@ -117,8 +119,7 @@ void check_entries(const SafetensorsHeader &header, const Manifest &manifest) {
   }
   if (num_listed == manifest.entries.size()) return;
   for (const auto &[name, listed] : manifest.entries) {
-    const auto is_it = [&name = name](const Tensor &t) { return t.name == name; };
-    if (std::ranges::none_of(header.tensors, is_it))
+    if (!entries.contains(name))
       fail(TS_BAD_PLAN, "entry ", in_quotes(name), " is in the manifest, but not in the header");
   }
 }
@@ -131,7 +132,7 @@ Contents check_contents(std::span<const uint8_t> file, const SafetensorsHeader &
   }
   check_seal(file, header, contents);
   contents.manifest = parse_manifest(contents.entries.find(kManifest)->second.bytes);
-  check_entries(header, contents.manifest);
+  check_entries(header, contents.manifest, contents.entries);
   for (const auto &[name, listed] : contents.manifest.entries) {
     if (listed.kind != EntryKind::weight) check_hash(name, contents.entries.find(name)->second.bytes, listed.sha256);
   }

@@ -147,7 +147,7 @@ Program parse_program(const Plan &plan, std::string_view target) {
   const std::string name = "tsp/program/" + std::string(target);
   const Entry *entry = plan.find(name);
   if (entry == nullptr) fail(TS_BAD_PLAN, "the plan lacks ", in_quotes(name));
-  const nlohmann::json json = parse_json(entry->bytes, name);
+  const nlohmann::json json = parse_canonical_json(entry->bytes, name);
   const JsonNode root(json, name);
   if (const int64_t abi = root["abi"].integer(0, std::numeric_limits<int32_t>::max()); abi != TS_LAUNCH_ABI) {
     fail(TS_BAD_PLAN, name, ".abi is ", abi, ", this tsruntime has ", TS_LAUNCH_ABI,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <functional>
@@ -178,9 +179,11 @@ inline std::string read_file(const std::string &path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
+/// Writes a new file, whatever was there.
 inline void write_file(const std::string &path, const Bytes &bytes) {
-  std::ofstream(path, std::ios::binary)
-      .write(reinterpret_cast<const char *>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  std::remove(path.c_str());
+  std::ofstream file(path, std::ios::binary);
+  file.write(reinterpret_cast<const char *>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
 }
 
 }  // namespace ts::testing
