@@ -1,0 +1,77 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "page.h"
+
+namespace ts {
+
+/// Who owns which page of the KV cache. Every page is in exactly one of four states:
+///
+///     blank     free, holds nothing anyone can find                       -> writable
+///     writable  one WritablePage                                          -> shared (sealed), blank (dropped)
+///     shared    SharedPages, as many as it has references                 -> idle or blank, after the last reference
+///     idle      no reference, but the prefix cache can find its content   -> shared (found), writable (evicted)
+///
+/// Idle pages wait in order of their last use, so that evicting the oldest costs O(1), as everything here does.
+/// Not thread-safe: the step thread owns it. It outlives every page.
+class PagePool {
+ public:
+  PagePool(int32_t num_pages, int32_t page_size);
+  ~PagePool();
+  PagePool(const PagePool &) = delete;
+  PagePool &operator=(const PagePool &) = delete;
+
+  int32_t num_pages() const { return static_cast<int32_t>(frames_.size()); }
+  int32_t page_size() const { return page_size_; }
+  int32_t num_blank() const { return num_blank_; }
+  int32_t num_idle() const { return num_idle_; }
+  int32_t num_available() const { return num_blank_ + num_idle_; }  ///< what PrefixCache::allocate can give
+
+  void check() const;  ///< asserts that pages are conserved and lists are whole; O(num_pages), for tests
+
+ private:
+  friend class WritablePage;
+  friend class SharedPage;
+  friend class PrefixCache;
+
+  enum class State : uint8_t { blank, writable, shared, idle };
+  static constexpr int32_t kNone = -1;
+
+  struct Frame {
+    int32_t num_refs = 0;   // of a shared page
+    int32_t older = kNone;  // idle: towards the next to be evicted
+    int32_t newer = kNone;  // idle: towards the most recently used; blank: the next blank page
+    State state = State::blank;
+    bool findable = false;  // the prefix cache indexes it
+  };
+
+  // For PrefixCache.
+  WritablePage take_blank();                       // num_blank() > 0
+  int32_t oldest_idle() const { return oldest_; }  // kNone if there is none
+  WritablePage take_idle(int32_t page);            // evicts: the caller has removed it from its index
+  SharedPage take_shared(int32_t page);            // another reference to a findable page
+  SharedPage seal(WritablePage &&page, bool findable);
+  void set_unfindable(int32_t page);
+
+  // For WritablePage and SharedPage.
+  void give_back(int32_t page);
+  void add_ref(int32_t page);
+  void drop_ref(int32_t page);
+
+  Frame &frame(int32_t page);
+  void push_blank(int32_t page);
+  void push_idle(int32_t page);
+  void unlink_idle(int32_t page);
+
+  std::vector<Frame> frames_;  // [num_pages]
+  int32_t page_size_;
+  int32_t first_blank_ = kNone;
+  int32_t oldest_ = kNone;
+  int32_t newest_ = kNone;
+  int32_t num_blank_ = 0;
+  int32_t num_idle_ = 0;
+};
+
+}  // namespace ts
