@@ -1,0 +1,44 @@
+#include "events.h"
+
+#include <algorithm>
+
+#include "check.h"
+
+namespace ts {
+
+Prefilling Transition::admit(std::unique_ptr<Sequence> sequence, Admit &&e) {
+  Sequence &s = *sequence;
+  Context context(num_pages_for(s.num_prompt + s.max_tokens, s.page_size));
+  context.adopt(std::move(e.prefix), e.row);
+  const int32_t num_computed = context.num_sealed() * s.page_size;
+  TS_ASSERT(num_computed < s.num_tokens(), "a prefix leaves at least one token to compute");
+  s.num_cached += std::max(0, std::min(num_computed, s.num_prompt) - s.num_reached);
+  s.num_reached = std::max(s.num_reached, num_computed);
+  return {std::move(sequence), std::move(context), num_computed};
+}
+
+Prefilling Transition::apply(Prefilling &&s, Chunk &&e) {
+  TS_ASSERT(e.num_tokens >= 1 && e.num_tokens < s.num_remaining(), "the last chunk of a prefill ends with a token");
+  const int32_t num_computed = s.num_computed_ + e.num_tokens;
+  s.context_.seal(e.cache, *s.sequence_, num_computed, e.row);
+  s.sequence_->num_reached = std::max(s.sequence_->num_reached, num_computed);
+  return {std::move(s.sequence_), std::move(s.context_), num_computed};
+}
+
+Decoding Transition::apply(Prefilling &&s, Token &&e) {
+  return decode(std::move(s.sequence_), std::move(s.context_), std::move(e));
+}
+
+Decoding Transition::apply(Decoding &&s, Token &&e) {
+  return decode(std::move(s.sequence_), std::move(s.context_), std::move(e));
+}
+
+Decoding Transition::decode(std::unique_ptr<Sequence> sequence, Context context, Token &&e) {
+  Sequence &s = *sequence;
+  context.seal(e.cache, s, s.num_tokens(), e.row);
+  s.num_reached = std::max(s.num_reached, s.num_tokens());
+  s.append(e.token);
+  return {std::move(sequence), std::move(context)};
+}
+
+}  // namespace ts

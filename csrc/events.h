@@ -1,0 +1,111 @@
+#pragma once
+
+#include <array>
+#include <concepts>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "states.h"
+
+namespace ts {
+
+// What can happen to a request. Linear things that an event brings are consumed with it. `row`: the sequence's row of the page table.
+
+struct Admit {  ///< It may run: with the pages of its prefix that the cache has found.
+  std::vector<SharedPage> prefix;
+  std::span<int32_t> row;
+};
+struct Chunk {  ///< `num_tokens` more of its tokens are in the KV cache, not yet all.
+  PrefixCache &cache;
+  std::span<int32_t> row;
+  int32_t num_tokens;
+};
+struct Token {  ///< All of its tokens are in the KV cache, and the next one was sampled.
+  PrefixCache &cache;
+  std::span<int32_t> row;
+  int32_t token;
+};
+struct Preempt {};  ///< An older sequence needs its pages.
+struct Stop {       ///< Its last token ended it.
+  ts_finish finish;
+};
+struct Cancel {};  ///< Its caller wants no more of it.
+struct Fail {      ///< It cannot go on; nothing that it read or wrote is to be found again.
+  PrefixCache &cache;
+  std::string message;
+};
+
+/// The state machine: an overload for each legal pair, which consumes the state and returns the next. A pair that has none does not
+/// compile. The table below says the same, and is checked.
+class Transition {
+ public:
+  static Prefilling apply(Queued &&s, Admit &&e) { return admit(std::move(s.sequence_), std::move(e)); }
+  static Finished apply(Queued &&s, Cancel &&) { return finish(std::move(s), TS_FINISH_CANCELLED); }
+
+  static Prefilling apply(Prefilling &&s, Chunk &&e);
+  static Decoding apply(Prefilling &&s, Token &&e);
+  static Preempted apply(Prefilling &&s, Preempt &&) { return preempt(std::move(s)); }
+  static Finished apply(Prefilling &&s, Cancel &&) { return finish(std::move(s), TS_FINISH_CANCELLED); }
+  static Finished apply(Prefilling &&s, Fail &&e) { return fail(std::move(s), std::move(e)); }
+
+  static Decoding apply(Decoding &&s, Token &&e);
+  static Preempted apply(Decoding &&s, Preempt &&) { return preempt(std::move(s)); }
+  static Finished apply(Decoding &&s, Stop &&e) { return finish(std::move(s), e.finish); }
+  static Finished apply(Decoding &&s, Cancel &&) { return finish(std::move(s), TS_FINISH_CANCELLED); }
+  static Finished apply(Decoding &&s, Fail &&e) { return fail(std::move(s), std::move(e)); }
+
+  static Prefilling apply(Preempted &&s, Admit &&e) { return admit(std::move(s.sequence_), std::move(e)); }
+  static Finished apply(Preempted &&s, Cancel &&) { return finish(std::move(s), TS_FINISH_CANCELLED); }
+
+ private:
+  static Prefilling admit(std::unique_ptr<Sequence> sequence, Admit &&e);
+  static Decoding decode(std::unique_ptr<Sequence> sequence, Context context, Token &&e);
+
+  template <class Running>
+  static Preempted preempt(Running &&state) {
+    const Context freed = std::move(state.context_);
+    return Preempted(std::move(state.sequence_));
+  }
+
+  template <class Running>
+  static Finished fail(Running &&state, Fail &&e) {
+    state.context_.forget(e.cache);
+    return finish(std::forward<Running>(state), TS_FINISH_ERROR, std::move(e.message));
+  }
+
+  template <class State>
+  static Finished finish(State &&state, ts_finish finish, std::string message = {}) {
+    const State ended = std::forward<State>(state);  // its pages are given back here
+    return Finished(ended.sequence(), finish, std::move(message));
+  }
+};
+
+template <class State, class Event>
+concept Accepts = requires(State state, Event event) { Transition::apply(std::move(state), std::move(event)); };
+
+template <class State>
+inline constexpr std::array<bool, 7> kAccepts = {
+    Accepts<State, Admit>, Accepts<State, Chunk>,  Accepts<State, Token>, Accepts<State, Preempt>,
+    Accepts<State, Stop>,  Accepts<State, Cancel>, Accepts<State, Fail>,
+};
+
+// clang-format off
+//                                                          Admit  Chunk  Token  Preempt  Stop  Cancel  Fail
+static_assert(kAccepts<Queued>     == std::array<bool, 7>{  true,  false, false, false,  false, true,  false});
+static_assert(kAccepts<Prefilling> == std::array<bool, 7>{  false, true,  true,  true,   false, true,  true });
+static_assert(kAccepts<Decoding>   == std::array<bool, 7>{  false, false, true,  true,   true,  true,  true });
+static_assert(kAccepts<Preempted>  == std::array<bool, 7>{  true,  false, false, false,  false, true,  false});
+static_assert(kAccepts<Finished>   == std::array<bool, 7>{  false, false, false, false,  false, false, false});
+// clang-format on
+
+/// A state that is not given up (an lvalue) is not accepted.
+template <class State, class Event>
+concept AcceptsKept = requires(State &state, Event event) { Transition::apply(state, std::move(event)); };
+static_assert(!AcceptsKept<Queued, Admit> && !AcceptsKept<Decoding, Token> && !AcceptsKept<Decoding, Cancel>);
+static_assert(!std::copyable<Queued> && !std::copyable<Prefilling> && !std::copyable<Decoding> &&
+              !std::copyable<Preempted>);
+
+}  // namespace ts
