@@ -1,0 +1,69 @@
+#include "batch.h"
+
+#include <algorithm>
+
+#include "check.h"
+
+namespace ts {
+
+BatchArrays::BatchArrays(int32_t max_tokens, int32_t max_seqs, int32_t max_pages)
+    : max_seqs_(max_seqs),
+      max_pages_(max_pages),
+      token_ids_(static_cast<size_t>(max_tokens)),
+      positions_(static_cast<size_t>(max_tokens)),
+      slots_(static_cast<size_t>(max_tokens)),
+      query_start_(static_cast<size_t>(max_seqs) + 1),
+      context_len_(static_cast<size_t>(max_seqs)),
+      logit_rows_(static_cast<size_t>(max_seqs)),
+      page_table_(static_cast<size_t>(max_seqs) * static_cast<size_t>(max_pages)) {
+  view_.page_table_stride = max_pages;
+  view_.token_ids = token_ids_.data();
+  view_.positions = positions_.data();
+  view_.slots = slots_.data();
+  view_.query_start = query_start_.data();
+  view_.context_len = context_len_.data();
+  view_.page_table = page_table_.data();
+  view_.logit_rows = logit_rows_.data();
+}
+
+std::span<int32_t> BatchArrays::row(int32_t seq) {
+  TS_ASSERT(seq >= 0 && seq < max_seqs_, "the page table has no such row");
+  const auto stride = static_cast<size_t>(max_pages_);
+  return std::span(page_table_).subspan(static_cast<size_t>(seq) * stride, stride);
+}
+
+void BatchArrays::move_row(int32_t from, int32_t to, int32_t num_pages) {
+  const std::span<int32_t> source = row(from).first(static_cast<size_t>(num_pages));
+  std::copy(source.begin(), source.end(), row(to).begin());
+}
+
+void BatchArrays::clear() {
+  view_.num_tokens = 0;
+  view_.num_seqs = 0;
+  view_.num_logits = 0;
+}
+
+void BatchArrays::add_sequence(int32_t context_len) {
+  const auto seq = static_cast<size_t>(view_.num_seqs);
+  TS_ASSERT(view_.num_seqs < max_seqs_, "more sequences than a step may hold");
+  TS_ASSERT(seq == 0 || query_start_[seq] > query_start_[seq - 1], "a sequence has no token in this step");
+  context_len_[seq] = context_len;
+  query_start_[seq + 1] = view_.num_tokens;
+  ++view_.num_seqs;
+}
+
+void BatchArrays::add_token(int32_t token, int32_t position, Slot slot) {
+  const auto at = static_cast<size_t>(view_.num_tokens);
+  TS_ASSERT(at < token_ids_.size(), "more tokens than a step may hold");
+  token_ids_[at] = token;
+  positions_[at] = position;
+  slots_[at] = slot.value();
+  query_start_[static_cast<size_t>(view_.num_seqs)] = ++view_.num_tokens;
+}
+
+void BatchArrays::want_logits() {
+  TS_ASSERT(view_.num_logits < view_.num_seqs, "a sequence wants one row of logits at most");
+  logit_rows_[static_cast<size_t>(view_.num_logits++)] = view_.num_tokens - 1;
+}
+
+}  // namespace ts

@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "launch_abi.h"
+#include "page.h"
+
+namespace ts {
+
+/// Owns the memory behind a ts_batch. The page table persists: its rows [0, num_seqs) are those of the running sequences, and change only
+/// where a sequence gets a page or moves to another row. The other arrays are written anew each step. Nothing allocates after
+/// construction.
+class BatchArrays {
+ public:
+  BatchArrays(int32_t max_tokens, int32_t max_seqs, int32_t max_pages);
+  BatchArrays(const BatchArrays &) = delete;
+  BatchArrays &operator=(const BatchArrays &) = delete;
+
+  std::span<int32_t> row(int32_t seq);  ///< [max_pages] of the page table
+  void move_row(int32_t from, int32_t to, int32_t num_pages);
+
+  void clear();
+  void add_sequence(int32_t context_len);  ///< the next row's; its tokens follow
+  void add_token(int32_t token, int32_t position, Slot slot);
+  void want_logits();  ///< of the token added last
+
+  const ts_batch &view() const { return view_; }  ///< whole as soon as every sequence has a token
+
+ private:
+  int32_t max_seqs_;
+  int32_t max_pages_;
+  std::vector<int32_t> token_ids_;    // [max_tokens]
+  std::vector<int32_t> positions_;    // [max_tokens]
+  std::vector<int32_t> slots_;        // [max_tokens]
+  std::vector<int32_t> query_start_;  // [max_seqs + 1]
+  std::vector<int32_t> context_len_;  // [max_seqs]
+  std::vector<int32_t> logit_rows_;   // [max_seqs]
+  std::vector<int32_t> page_table_;   // [max_seqs, max_pages]
+  ts_batch view_{};
+};
+
+}  // namespace ts

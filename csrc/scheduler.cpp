@@ -1,0 +1,326 @@
+#include "scheduler.h"
+
+#include <algorithm>
+#include <exception>
+#include <utility>
+
+#include "check.h"
+
+namespace ts {
+namespace {
+
+const Sequence &sequence_of(const std::variant<Queued, Preempted> &waiting) {
+  return std::visit([](const auto &state) -> const Sequence & { return state.sequence(); }, waiting);
+}
+
+}  // namespace
+
+// ---- batch ----------------------------------------------------------------------------------------------------------
+
+Batch::~Batch() {
+  TS_ASSERT(running_.empty() || std::uncaught_exceptions() > 0, "a batch was dropped: its requests would never end");
+}
+
+const Sequence &Batch::sequence(int32_t logit) const {
+  TS_ASSERT(logit >= 0 && logit < num_logits(), "the step has no such row of logits");
+  return running_[static_cast<size_t>(logit_owners_[static_cast<size_t>(logit)])].sequence();
+}
+
+const Sequence &Batch::Running::sequence() const {
+  return std::visit([](const auto &s) -> const Sequence & { return s.sequence(); }, state);
+}
+
+const Context &Batch::Running::context() const {
+  return std::visit([](const auto &s) -> const Context & { return s.context(); }, state);
+}
+
+Context &Batch::Running::context() {
+  return std::visit([](auto &s) -> Context & { return s.context(); }, state);
+}
+
+int32_t Batch::Running::num_computed() const {
+  return std::visit([](const auto &s) { return s.num_computed(); }, state);
+}
+
+// ---- inbox ----------------------------------------------------------------------------------------------------------
+
+Scheduler::Scheduler(const SchedulerOptions &options)
+    : options_(options),
+      pool_(options.num_pages, options.page_size),
+      cache_(pool_, options.prefix_cache),
+      arrays_(options.token_budget, options.max_seqs, num_pages_for(options.max_context, options.page_size)) {
+  TS_ASSERT(options.token_budget >= 1 && options.max_seqs >= 1, "a step holds at least one token of one sequence");
+  const auto max_seqs = static_cast<size_t>(options.max_seqs);
+  running_.reserve(max_seqs);
+  logit_owners_.reserve(max_seqs);
+  finished_.reserve(max_seqs);
+}
+
+void Scheduler::submit(std::unique_ptr<Sequence> sequence) {
+  TS_ASSERT(sequence->page_size == options_.page_size, "a sequence is made for this scheduler's pages");
+  TS_ASSERT(sequence->hashed == options_.prefix_cache, "a sequence has hashes if there is a prefix cache");
+  TS_ASSERT(num_pages_for(sequence->num_prompt + sequence->max_tokens - 1, options_.page_size) <= pool_.num_pages(),
+            "a request that can never fit is refused before it comes here");
+  sequence->arrival = next_arrival_++;
+  waiting_.emplace_back(std::in_place_type<Queued>, std::move(sequence));
+}
+
+void Scheduler::cancel(uint64_t id) {
+  TS_ASSERT(!in_flight_, "a request in a batch in flight cannot be cancelled");
+  for (int32_t r = 0; r < num_running(); ++r) {
+    if (running(r).sequence().id != id) continue;
+    finish(std::visit([](auto &&state) { return Transition::apply(std::move(state), Cancel{}); },
+                      std::move(running(r).state)));
+    remove(r);
+    return;
+  }
+  const auto found =
+      std::find_if(waiting_.begin(), waiting_.end(), [id](const auto &w) { return sequence_of(w).id == id; });
+  if (found == waiting_.end()) return;
+  finish(std::visit([](auto &&state) { return Transition::apply(std::move(state), Cancel{}); }, std::move(*found)));
+  waiting_.erase(found);
+  pages_short_ = false;
+}
+
+void Scheduler::cancel_all() {
+  while (!running_.empty()) cancel(running_.back().sequence().id);
+  while (!waiting_.empty()) cancel(sequence_of(waiting_.front()).id);
+}
+
+void Scheduler::finish(Finished &&finished) {
+  finished_.push_back(std::move(finished));
+  ++counters_.num_finished;
+}
+
+void Scheduler::take_finished(std::vector<Finished> &into) {
+  into.clear();
+  into.swap(finished_);
+}
+
+// ---- schedule -------------------------------------------------------------------------------------------------------
+
+std::optional<Batch> Scheduler::schedule() {
+  TS_ASSERT(!in_flight_, "one batch at a time");
+  const bool had_pages = grow_decodes();
+  int32_t left = options_.token_budget - num_running();
+  TS_ASSERT(left >= 0, "more sequences run than a step has tokens for");
+  if (grow_prefill(left) && had_pages) admit(left);
+  if (running_.empty()) {
+    TS_ASSERT(waiting_.empty(), "with nothing running, every page is available to the oldest request");
+    return std::nullopt;
+  }
+  fill_arrays();
+  in_flight_ = true;
+  return Batch(std::exchange(running_, {}), arrays_.view(), logit_owners_);
+}
+
+/// Gives every decode the slot of its next token. False if sequences had to be preempted for that.
+bool Scheduler::grow_decodes() {
+  bool enough = true;
+  for (int32_t r = 0; r < num_running();) {
+    auto *decoding = std::get_if<Decoding>(&running(r).state);
+    running(r).num_tokens = 1;
+    if (decoding == nullptr) {
+      ++r;
+      continue;
+    }
+    const int32_t num_tokens = decoding->sequence().num_tokens();
+    const bool crosses = num_tokens > decoding->context().num_pages() * options_.page_size;
+    if (crosses && pool_.num_available() == 0) {
+      preempt(youngest());
+      enough = false;
+      r = 0;  // rows have moved; those that have their slot keep it
+      continue;
+    }
+    decoding->context().reserve(cache_, num_tokens, arrays_.row(r));
+    ++r;
+  }
+  return enough;
+}
+
+/// Gives the sequence that is still prefilling, if there is one, its next chunk out of the `left` tokens. (It holds one of the tokens of
+/// the budget already.) False if it got less than it could use.
+bool Scheduler::grow_prefill(int32_t &left) {
+  for (int32_t r = 0; r < num_running(); ++r) {
+    auto *prefilling = std::get_if<Prefilling>(&running(r).state);
+    if (prefilling == nullptr) continue;
+    prefilling->adopt(cache_, arrays_.row(r));
+    const int32_t wanted = std::min(left + 1, prefilling->num_remaining());
+    const int32_t room = (prefilling->context().num_pages() + pool_.num_available()) * options_.page_size;
+    const int32_t chunk = std::min(wanted, room - prefilling->num_computed());
+    if (chunk <= 0) {
+      TS_ASSERT(r == youngest(), "the youngest sequence is the one that is still prefilling");
+      preempt(r);
+      return false;
+    }
+    prefilling->context().reserve(cache_, prefilling->num_computed() + chunk, arrays_.row(r));
+    running(r).num_tokens = chunk;
+    left -= chunk - 1;
+    return chunk == prefilling->num_remaining();  // at most one sequence is in the middle of its prefill
+  }
+  return true;
+}
+
+void Scheduler::admit(int32_t &left) {
+  const int32_t max_running = std::min(options_.max_seqs, options_.token_budget);
+  while (left > 0 && num_running() < max_running && !waiting_.empty() && !pages_short_) {
+    if (!admit_one(left)) pages_short_ = true;
+  }
+}
+
+/// Admits the oldest waiting sequence if all that it knows fits, and leaves a page to each that runs already: else it would soon be
+/// preempted again.
+bool Scheduler::admit_one(int32_t &left) {
+  const Sequence &sequence = sequence_of(waiting_.front());
+  std::vector<SharedPage> prefix = match_prefix(cache_, sequence, 0);
+  const int32_t missing =
+      num_pages_for(sequence.num_tokens(), options_.page_size) - static_cast<int32_t>(prefix.size());
+  if (missing > pool_.num_available() - num_running()) return false;
+
+  const bool first_time = std::holds_alternative<Queued>(waiting_.front());
+  const std::span<int32_t> row = arrays_.row(num_running());
+  Prefilling state =
+      std::visit([&](auto &&waiting) { return Transition::apply(std::move(waiting), Admit{std::move(prefix), row}); },
+                 std::move(waiting_.front()));
+  waiting_.pop_front();
+  if (first_time) counters_.num_prompt_tokens += static_cast<uint64_t>(state.sequence().num_prompt);
+
+  const int32_t chunk = std::min(left, state.num_remaining());
+  state.context().reserve(cache_, state.num_computed() + chunk, row);
+  left -= chunk;
+  running_.push_back({std::move(state), chunk});
+  return true;
+}
+
+void Scheduler::fill_arrays() {
+  arrays_.clear();
+  logit_owners_.clear();
+  for (int32_t r = 0; r < num_running(); ++r) {
+    const Running &seq = running(r);
+    const Sequence &sequence = seq.sequence();
+    const int32_t begin = seq.num_computed();
+    const int32_t end = begin + seq.num_tokens;
+    TS_ASSERT(seq.num_tokens >= 1 && end <= sequence.num_tokens(), "every running sequence has tokens in every step");
+    arrays_.add_sequence(end);
+    for (int32_t p = begin; p < end; ++p) {
+      arrays_.add_token(sequence.tokens[static_cast<size_t>(p)], p, seq.context().slot(p, options_.page_size));
+    }
+    if (!seq.wants_logits()) continue;
+    arrays_.want_logits();
+    logit_owners_.push_back(r);
+  }
+}
+
+// ---- commit ---------------------------------------------------------------------------------------------------------
+
+void Scheduler::commit(Batch &&batch, std::span<Outcome> outcomes) {
+  TS_ASSERT(in_flight_ && batch.arrays_ == &arrays_.view(), "this is not the batch in flight");
+  TS_ASSERT(static_cast<int32_t>(outcomes.size()) == batch.num_logits(), "every row of logits has an outcome");
+  running_ = std::exchange(batch.running_, {});
+  in_flight_ = false;
+  size_t next_outcome = 0;
+  for (int32_t r = 0; r < num_running(); ++r) advance(r, outcomes, next_outcome);
+  TS_ASSERT(next_outcome == outcomes.size(), "every outcome has a sequence");
+  remove_ended();
+}
+
+/// Moves one sequence on by what the step has computed of it.
+void Scheduler::advance(int32_t r, std::span<Outcome> outcomes, size_t &next_outcome) {
+  Running &seq = running(r);
+  const std::span<int32_t> row = arrays_.row(r);
+  if (!seq.wants_logits()) {
+    auto &prefilling = std::get<Prefilling>(seq.state);
+    seq.state = Transition::apply(std::move(prefilling), Chunk{cache_, row, seq.num_tokens});
+    return;
+  }
+  Outcome &outcome = outcomes[next_outcome++];
+  if (!outcome.error.empty()) {
+    finish(std::visit(
+        [&](auto &&state) { return Transition::apply(std::move(state), Fail{cache_, std::move(outcome.error)}); },
+        std::move(seq.state)));
+    seq.num_tokens = 0;
+    return;
+  }
+  Decoding decoding =
+      std::visit([&](auto &&state) { return Transition::apply(std::move(state), Token{cache_, row, outcome.token}); },
+                 std::move(seq.state));
+  ++counters_.num_output_tokens;
+  if (decoding.sequence().num_outputs() == 1) {
+    counters_.num_cached_tokens += static_cast<uint64_t>(decoding.sequence().num_cached);
+  }
+  if (const ts_finish why = decoding.sequence().finish(); why != ts_finish{}) {
+    finish(Transition::apply(std::move(decoding), Stop{why}));
+    seq.num_tokens = 0;
+    return;
+  }
+  seq.state = std::move(decoding);
+}
+
+void Scheduler::fail(Batch &&batch, const std::string &message) {
+  TS_ASSERT(in_flight_ && batch.arrays_ == &arrays_.view(), "this is not the batch in flight");
+  running_ = std::exchange(batch.running_, {});
+  in_flight_ = false;
+  for (Running &seq : running_) {
+    finish(std::visit([&](auto &&state) { return Transition::apply(std::move(state), Fail{cache_, message}); },
+                      std::move(seq.state)));
+    seq.num_tokens = 0;
+  }
+  remove_ended();
+}
+
+// ---- rows -----------------------------------------------------------------------------------------------------------
+
+int32_t Scheduler::youngest() const {
+  const auto it = std::max_element(running_.begin(), running_.end(), [](const Running &a, const Running &b) {
+    return a.sequence().arrival < b.sequence().arrival;
+  });
+  return static_cast<int32_t>(it - running_.begin());
+}
+
+/// The r-th sequence goes back to the head of the queue: it is younger than all that run, and older than all that wait.
+void Scheduler::preempt(int32_t r) {
+  Preempted preempted = std::visit([](auto &&state) { return Transition::apply(std::move(state), Preempt{}); },
+                                   std::move(running(r).state));
+  TS_ASSERT(waiting_.empty() || sequence_of(waiting_.front()).arrival > preempted.sequence().arrival,
+            "a running sequence is older than those that wait");
+  waiting_.emplace_front(std::move(preempted));
+  ++counters_.num_preemptions;
+  remove(r);
+}
+
+/// Takes out the r-th sequence, whose state is spent; the last one moves to its row.
+void Scheduler::remove(int32_t r) {
+  const int32_t last = num_running() - 1;
+  if (r != last) {
+    running(r) = std::move(running(last));
+    arrays_.move_row(last, r, running(r).context().num_pages());
+  }
+  running_.pop_back();
+  pages_short_ = false;
+}
+
+void Scheduler::remove_ended() {
+  for (int32_t r = num_running() - 1; r >= 0; --r) {
+    if (running(r).num_tokens == 0) remove(r);
+  }
+}
+
+void Scheduler::check() const {
+  cache_.check();
+  TS_ASSERT(!in_flight_, "invariants are checked between steps");
+  const auto in_order = [](const Waiting &a, const Waiting &b) {
+    return sequence_of(a).arrival < sequence_of(b).arrival;
+  };
+  TS_ASSERT(std::is_sorted(waiting_.begin(), waiting_.end(), in_order), "the queue is in order of arrival");
+  int32_t num_prefilling = 0;
+  for (size_t r = 0; r < running_.size(); ++r) {
+    const Running &seq = running_[r];
+    num_prefilling += std::holds_alternative<Prefilling>(seq.state) ? 1 : 0;
+    TS_ASSERT(waiting_.empty() || seq.sequence().arrival < sequence_of(waiting_.front()).arrival, "the oldest run");
+    TS_ASSERT(seq.context().num_pages() * options_.page_size >= seq.num_computed(), "what was computed lies in pages");
+    TS_ASSERT(seq.context().num_sealed() == seq.num_computed() / options_.page_size, "full pages are sealed");
+  }
+  TS_ASSERT(num_prefilling <= 1, "at most one sequence is in the middle of its prefill");
+}
+
+}  // namespace ts

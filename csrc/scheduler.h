@@ -1,0 +1,156 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "batch.h"
+#include "events.h"
+#include "page_pool.h"
+#include "prefix_cache.h"
+#include "states.h"
+
+namespace ts {
+
+struct SchedulerOptions {
+  int32_t token_budget = 0;  ///< tokens a step may hold
+  int32_t max_seqs = 0;      ///< sequences a step may hold
+  int32_t max_context = 0;   ///< tokens of one sequence
+  int32_t page_size = 0;
+  int32_t num_pages = 0;
+  bool prefix_cache = false;
+};
+
+/// Sums since the start.
+struct SchedulerCounters {
+  uint64_t num_prompt_tokens = 0;  ///< of requests that were admitted
+  uint64_t num_cached_tokens = 0;  ///< of these, found in the prefix cache
+  uint64_t num_output_tokens = 0;
+  uint64_t num_preemptions = 0;
+  uint64_t num_finished = 0;
+};
+
+/// What sampling made of one row of logits: a token, or an error that ends the request.
+struct Outcome {
+  int32_t token = -1;
+  std::string error;
+};
+
+class Scheduler;
+
+/// A step in flight: its arrays, and the running sequences with every page that the step reads or writes. As long as it lives, nothing else
+/// can reach these pages. It ends in Scheduler::commit or Scheduler::fail, once.
+class Batch {
+ public:
+  Batch(Batch &&) noexcept = default;
+  Batch &operator=(Batch &&) = delete;
+  Batch(const Batch &) = delete;
+  Batch &operator=(const Batch &) = delete;
+  ~Batch();
+
+  const ts_batch &arrays() const { return *arrays_; }
+  int32_t num_logits() const { return arrays_->num_logits; }
+
+  /// The sequence whose next token the `logit`-th row of logits decides.
+  const Sequence &sequence(int32_t logit) const;
+
+ private:
+  friend class Scheduler;
+
+  struct Running {
+    std::variant<Prefilling, Decoding> state;
+    int32_t num_tokens = 0;  // of this step; 0: ended, to be removed
+
+    const Sequence &sequence() const;
+    const Context &context() const;
+    Context &context();
+    int32_t num_computed() const;
+    bool wants_logits() const { return num_computed() + num_tokens == sequence().num_tokens(); }
+  };
+
+  Batch(std::vector<Running> &&running, const ts_batch &arrays, std::span<const int32_t> logit_owners)
+      : running_(std::move(running)), arrays_(&arrays), logit_owners_(logit_owners) {}
+
+  std::vector<Running> running_;  // [num_seqs]: a sequence's index is its row of the page table
+  const ts_batch *arrays_;
+  std::span<const int32_t> logit_owners_;  // [num_logits] index into running_
+};
+
+/// Decides what each step computes: continuous batching under a token budget, decodes first, then prefills in chunks, first come first
+/// served; the prefix cache; preemption of the youngest when pages run out.
+///
+/// A pure function of its state and of the calls it gets: no clock, no thread, no device. Between schedule() and commit() the running
+/// sequences are the batch's. A step costs O(sequences in the batch + pages they cross).
+///
+/// Every running sequence is older than every waiting one, and has a token in every step: at most min(max_seqs, token_budget) run, and of
+/// these at most one, the youngest, has more prompt left than a step holds. The oldest is never preempted, so every request ends.
+class Scheduler {
+ public:
+  explicit Scheduler(const SchedulerOptions &options);
+  Scheduler(const Scheduler &) = delete;
+  Scheduler &operator=(const Scheduler &) = delete;
+
+  /// The request fits the pool and the context (make_sequence has checked), and its id is not live.
+  void submit(std::unique_ptr<Sequence> sequence);
+
+  /// Ends a request in any state; unknown ids are ignored. O(live requests). Not while a batch is in flight.
+  void cancel(uint64_t id);
+  void cancel_all();
+
+  /// The next step, or nothing if there is nothing to do. One batch may be in flight.
+  std::optional<Batch> schedule();
+
+  /// The step has run: outcomes[i] is what sampling made of the i-th row of logits.
+  void commit(Batch &&batch, std::span<Outcome> outcomes);
+
+  /// The step could not be run: every sequence in it ends with this message, and nothing of them is found again.
+  void fail(Batch &&batch, const std::string &message);
+
+  /// Requests that have ended since the last call, in `into`, whose memory is reused.
+  void take_finished(std::vector<Finished> &into);
+
+  int32_t num_waiting() const { return static_cast<int32_t>(waiting_.size()); }
+  int32_t num_running() const { return static_cast<int32_t>(running_.size()); }  ///< between steps
+  bool idle() const { return waiting_.empty() && running_.empty(); }
+  const PagePool &pool() const { return pool_; }
+  const SchedulerCounters &counters() const { return counters_; }
+
+  void check() const;  ///< asserts every invariant that can be seen between steps; O(pages), for tests
+
+ private:
+  using Running = Batch::Running;
+  using Waiting = std::variant<Queued, Preempted>;
+
+  bool grow_decodes();
+  bool grow_prefill(int32_t &left);
+  void admit(int32_t &left);
+  bool admit_one(int32_t &left);
+  void fill_arrays();
+  void advance(int32_t r, std::span<Outcome> outcomes, size_t &next_outcome);
+  void finish(Finished &&finished);
+  void preempt(int32_t r);
+  int32_t youngest() const;
+  void remove(int32_t r);
+  void remove_ended();
+  Running &running(int32_t r) { return running_[static_cast<size_t>(r)]; }
+
+  SchedulerOptions options_;
+  PagePool pool_;
+  PrefixCache cache_;
+  BatchArrays arrays_;
+  std::deque<Waiting> waiting_;   // oldest first
+  std::vector<Running> running_;  // index: row of the page table; empty while a batch is in flight
+  std::vector<int32_t> logit_owners_;
+  std::vector<Finished> finished_;
+  SchedulerCounters counters_;
+  uint64_t next_arrival_ = 0;
+  bool in_flight_ = false;
+  bool pages_short_ = false;  // the oldest waiting sequence did not fit, and nothing has changed that
+};
+
+}  // namespace ts
