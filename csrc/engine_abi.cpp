@@ -1,0 +1,124 @@
+#include <algorithm>
+#include <cstring>
+#include <memory>
+
+#include "abi.h"
+#include "engine_core.h"
+#include "executor.h"
+#include "text.h"
+
+/// What ts_engine points to.
+struct ts_engine {
+  std::unique_ptr<ts::Executor> executor;
+  std::unique_ptr<ts::EngineCore> core;  // second: its step thread uses the executor
+};
+
+namespace ts {
+namespace {
+
+constexpr int32_t kMaxQueue = 1024;
+
+void check_options(const ts_engine_options &o) {
+  if (o.size != sizeof(ts_engine_options)) {
+    fail(TS_BAD_REQUEST, "ts_engine_options.size is ", o.size, ", this engine's is ", sizeof(ts_engine_options));
+  }
+  const auto not_negative = [](const char *name, int64_t value) {
+    if (value < 0) fail(TS_BAD_REQUEST, name, " is ", value, ", wanted 0 (the default) or more");
+  };
+  not_negative("num_threads", o.num_threads);
+  not_negative("num_pages", o.num_pages);
+  not_negative("kv_bytes", o.kv_bytes);
+  not_negative("token_budget", o.token_budget);
+  not_negative("max_seqs", o.max_seqs);
+  not_negative("max_queue", o.max_queue);
+  if (o.prefix_cache != 0 && o.prefix_cache != 1) {
+    fail(TS_BAD_REQUEST, "prefix_cache is ", o.prefix_cache, ", wanted 0 (off) or 1 (on)");
+  }
+}
+
+int32_t within(const char *name, int32_t wanted, int32_t limit) {
+  if (wanted > limit) {
+    fail(TS_BAD_REQUEST, name, " is ", wanted, ", but the plan was arranged for at most ", limit,
+         ": lower it, or build the plan with a larger limit");
+  }
+  return wanted == 0 ? limit : wanted;
+}
+
+ExecutorOptions executor_options(const ts_engine_options &o) {
+  ExecutorOptions options;
+  options.num_threads = o.num_threads;
+  options.num_pages = o.num_pages;
+  options.kv_bytes = o.kv_bytes;
+  options.max_seqs = o.max_seqs;
+  options.target = o.target == nullptr ? "" : o.target;
+  return options;
+}
+
+EngineOptions engine_options(const ts_engine_options &o, const Executor &executor, const Plan &plan) {
+  const Limits &limits = executor.limits();
+  EngineOptions options;
+  options.scheduler.token_budget = within("token_budget", o.token_budget, limits.max_tokens);
+  options.scheduler.max_seqs = within("max_seqs", o.max_seqs, limits.max_seqs);
+  options.scheduler.max_context = limits.max_context;
+  options.scheduler.page_size = limits.page_size;
+  options.scheduler.num_pages = executor.num_pages();
+  options.scheduler.prefix_cache = o.prefix_cache == 1;
+  options.vocab_size = limits.vocab_size;
+  options.max_queue = o.max_queue == 0 ? kMaxQueue : o.max_queue;
+  options.eos_token_ids = plan.model().eos_token_ids;
+  return options;
+}
+
+}  // namespace
+}  // namespace ts
+
+extern "C" {
+
+ts_status ts_engine_open(ts_plan *plan, const ts_engine_options *options, ts_engine **engine, ts_error *error) {
+  return ts::guarded(error, [&] {
+    if (plan == nullptr || options == nullptr || engine == nullptr) {
+      ts::fail(TS_BAD_REQUEST, "ts_engine_open: plan, options and engine must not be NULL");
+    }
+    *engine = nullptr;
+    ts::check_options(*options);
+    auto executor = std::make_unique<ts::Executor>(plan->plan, ts::executor_options(*options));
+    auto run = [raw = executor.get()](const ts_batch &batch) {
+      raw->run(batch);
+      return ts::Logits{raw->logits(), raw->logits_stride()};
+    };
+    auto core = std::make_unique<ts::EngineCore>(ts::engine_options(*options, *executor, *plan->plan), run);
+    *engine = new ts_engine{std::move(executor), std::move(core)};
+  });
+}
+
+void ts_engine_close(ts_engine *engine) { delete engine; }
+
+ts_status ts_engine_submit(ts_engine *engine, const ts_request *request, ts_error *error) {
+  return ts::guarded(error, [&] {
+    if (engine == nullptr || request == nullptr)
+      ts::fail(TS_BAD_REQUEST, "ts_engine_submit: engine and request must not be NULL");
+    engine->core->submit(*request);
+  });
+}
+
+void ts_engine_cancel(ts_engine *engine, uint64_t id) {
+  if (engine != nullptr) engine->core->cancel(id);
+}
+
+int32_t ts_engine_poll(ts_engine *engine, ts_event *events, int32_t capacity, int32_t timeout_ms) {
+  if (engine == nullptr || events == nullptr) return -1;
+  return engine->core->poll(events, capacity, timeout_ms);
+}
+
+void ts_engine_stats(ts_engine *engine, ts_stats *stats) {
+  if (engine == nullptr || stats == nullptr) return;
+  ts_stats all{};
+  engine->core->stats(all);
+  all.num_threads = engine->executor->num_threads();
+  const std::string &target = engine->executor->target();
+  std::copy_n(target.begin(), std::min(target.size(), sizeof(all.target) - 1), all.target);
+  all.size = std::min<uint32_t>(stats->size, sizeof(all));
+  std::memcpy(stats, &all, all.size);
+}
+
+}  // extern "C"

@@ -1,0 +1,273 @@
+#include "engine_core.h"
+
+#include <chrono>
+#include <exception>
+#include <utility>
+
+#include "check.h"
+#include "text.h"
+
+namespace ts {
+namespace {
+
+constexpr size_t kEventBound = 8192;
+
+uint64_t now_ns() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(now).count());
+}
+
+RequestLimits limits_of(const EngineOptions &options) {
+  const SchedulerOptions &s = options.scheduler;
+  return {options.vocab_size, s.max_context, s.page_size, s.num_pages, s.prefix_cache, options.eos_token_ids};
+}
+
+SchedulerCounters sum_of(const SchedulerCounters &a, const SchedulerCounters &b) {
+  return {a.num_prompt_tokens + b.num_prompt_tokens, a.num_cached_tokens + b.num_cached_tokens,
+          a.num_output_tokens + b.num_output_tokens, a.num_preemptions + b.num_preemptions,
+          a.num_finished + b.num_finished};
+}
+
+Event finished_event(uint64_t id, ts_finish finish, int32_t num_cached, std::string message) {
+  Event event;
+  event.event.id = id;
+  event.event.kind = TS_EVENT_FINISHED;
+  event.event.finish = finish;
+  event.event.num_cached = num_cached;
+  event.message = std::move(message);
+  return event;
+}
+
+}  // namespace
+
+// ---- callers' threads -----------------------------------------------------------------------------------------------
+
+EngineCore::EngineCore(const EngineOptions &options, RunStep run)
+    : options_(options),
+      limits_(limits_of(options)),
+      run_(std::move(run)),
+      events_(kEventBound),
+      scheduler_(std::make_unique<Scheduler>(options.scheduler)),
+      sampler_(options.vocab_size) {
+  published_.num_pages = published_.num_pages_free = options.scheduler.num_pages;
+  outcomes_.reserve(static_cast<size_t>(options.scheduler.max_seqs));
+  thread_ = std::thread([this] { loop(); });
+}
+
+EngineCore::~EngineCore() {
+  close();
+  thread_.join();
+  events_.wait_for_poller();
+}
+
+void EngineCore::check_room() const {
+  if (closing_) fail(TS_CLOSED, "the engine is closing and takes no more requests");
+  const int32_t num_waiting = num_inbox_ + published_.num_waiting;
+  if (num_waiting < options_.max_queue) return;
+  fail(TS_BUSY, num_waiting, " requests are waiting, and the queue holds ", options_.max_queue, ": try again later");
+}
+
+void EngineCore::submit(const ts_request &request) {
+  {
+    const std::lock_guard lock(mutex_);
+    check_room();  // before the work of hashing
+  }
+  std::unique_ptr<Sequence> sequence = make_sequence(request, limits_);
+  {
+    const std::lock_guard lock(mutex_);
+    check_room();
+    if (live_.contains(request.id)) {
+      fail(TS_BAD_REQUEST, "id ", request.id, " belongs to a request that has not finished: take another");
+    }
+    inbox_.emplace_back(std::move(sequence));
+    try {
+      live_.emplace(request.id, Live{});
+    } catch (...) {
+      inbox_.pop_back();
+      throw;
+    }
+    ++num_inbox_;
+  }
+  work_.notify_one();
+}
+
+void EngineCore::cancel(uint64_t id) {
+  {
+    const std::lock_guard lock(mutex_);
+    const auto it = live_.find(id);
+    if (it == live_.end() || it->second.cancelled) return;
+    inbox_.emplace_back(Cancelled{id});
+    it->second.cancelled = true;
+  }
+  work_.notify_one();
+}
+
+void EngineCore::close() {
+  {
+    const std::lock_guard lock(mutex_);
+    closing_ = true;
+  }
+  events_.open_bound();
+  work_.notify_one();
+}
+
+void EngineCore::stats(ts_stats &stats) const {
+  const SchedulerOptions &s = options_.scheduler;
+  const std::lock_guard lock(mutex_);
+  stats = published_;
+  stats.num_waiting += num_inbox_;
+  stats.max_context = s.max_context;
+  stats.vocab_size = options_.vocab_size;
+  stats.page_size = s.page_size;
+  stats.token_budget = s.token_budget;
+  stats.max_seqs = s.max_seqs;
+}
+
+// ---- step thread ----------------------------------------------------------------------------------------------------
+
+void EngineCore::loop() {
+  bool open = true;
+  while (open) {
+    try {
+      events_.wait_for_room();
+      open = drain();
+      step();
+      publish();
+    } catch (const std::exception &e) {
+      start_over(e.what());
+    } catch (...) {
+      start_over("an unknown exception");
+    }
+  }
+  events_.close();
+}
+
+/// Waits for something to do, and takes the inbox. False once the engine is closing: then every request is cancelled.
+bool EngineCore::drain() {
+  drained_.clear();
+  bool open = true;
+  {
+    std::unique_lock lock(mutex_);
+    work_.wait(lock, [this] { return closing_ || !inbox_.empty() || !scheduler_->idle(); });
+    drained_.swap(inbox_);
+    published_.num_waiting += std::exchange(num_inbox_, 0);
+    for (const Message &message : drained_) {
+      if (const auto *sequence = std::get_if<std::unique_ptr<Sequence>>(&message))
+        live_.at((*sequence)->id).drained = true;
+    }
+    open = !closing_;
+  }
+  for (Message &message : drained_) {
+    if (auto *sequence = std::get_if<std::unique_ptr<Sequence>>(&message)) {
+      scheduler_->submit(std::move(*sequence));
+    } else {
+      scheduler_->cancel(std::get<Cancelled>(message).id);
+    }
+  }
+  if (!open) scheduler_->cancel_all();
+  return open;
+}
+
+void EngineCore::step() {
+  const uint64_t begin = now_ns();
+  std::optional<Batch> batch = scheduler_->schedule();
+  if (batch) {
+    schedule_ns_ += now_ns() - begin;
+    ++num_steps_;
+    run(std::move(*batch));
+    step_ns_ += now_ns() - begin;
+  }
+}
+
+void EngineCore::run(Batch &&batch) {
+  try {
+    const Logits logits = run_(batch.arrays());
+    sample(batch, logits);
+  } catch (const std::exception &e) {
+    outbox_.clear();
+    scheduler_->fail(std::move(batch), std::string("the step failed: ") + e.what());
+    return;
+  }
+  const uint64_t begin = now_ns();
+  scheduler_->commit(std::move(batch), outcomes_);
+  schedule_ns_ += now_ns() - begin;
+}
+
+void EngineCore::sample(const Batch &batch, const Logits &logits) {
+  const auto vocab_size = static_cast<size_t>(options_.vocab_size);
+  outcomes_.clear();
+  for (int32_t i = 0; i < batch.num_logits(); ++i) {
+    const Sequence &sequence = batch.sequence(i);
+    Sampled sampled = sampler_.sample({logits.data + i * logits.stride, vocab_size}, sequence.sampling,
+                                      sequence.counts.counts(), static_cast<uint64_t>(sequence.num_outputs()));
+    if (sampled.error.empty()) {
+      Event &event = outbox_.emplace_back();
+      event.event.id = sequence.id;
+      event.event.kind = TS_EVENT_TOKEN;
+      event.event.token = sampled.token;
+      event.event.logprob = sampled.logprob;
+      event.event.num_cached = sequence.num_outputs() == 0 ? sequence.num_cached : 0;
+      event.top_tokens.reserve(sampled.top.size());
+      event.top_logprobs.reserve(sampled.top.size());
+      for (const auto &[token, logprob] : sampled.top) {
+        event.top_tokens.push_back(token);
+        event.top_logprobs.push_back(logprob);
+      }
+    }
+    outcomes_.push_back({sampled.token, std::move(sampled.error)});
+  }
+}
+
+/// Publishes what the step has changed. A request's id is free again before its last event can be seen.
+void EngineCore::publish() {
+  scheduler_->take_finished(finished_);
+  for (const Finished &f : finished_) {
+    outbox_.push_back(finished_event(f.id(), f.finish(), f.num_cached(), f.message()));
+  }
+  const SchedulerCounters sums = sum_of(counters_before_, scheduler_->counters());
+  {
+    const std::lock_guard lock(mutex_);
+    for (const Finished &f : finished_) live_.erase(f.id());
+    ts_stats &s = published_;
+    s.num_waiting = scheduler_->num_waiting();
+    s.num_running = scheduler_->num_running();
+    s.num_pages_free = scheduler_->pool().num_blank();
+    s.num_pages_cached = scheduler_->pool().num_idle();
+    s.num_steps = num_steps_;
+    s.num_prompt_tokens = sums.num_prompt_tokens;
+    s.num_cached_tokens = sums.num_cached_tokens;
+    s.num_output_tokens = sums.num_output_tokens;
+    s.num_preemptions = sums.num_preemptions;
+    s.num_finished = sums.num_finished;
+    s.step_ns = step_ns_;
+    s.schedule_ns = schedule_ns_;
+  }
+  finished_.clear();
+  events_.push(outbox_);
+}
+
+/// After an exception where none is expected (no memory for a table, say): the scheduler may be half-way through a change, so it is given up
+/// with the whole cache, and every request that it knew ends with an error. Those in the inbox are served.
+void EngineCore::start_over(const std::string &reason) {
+  counters_before_ = sum_of(counters_before_, scheduler_->counters());
+  outbox_.clear();
+  finished_.clear();
+  drained_.clear();
+  scheduler_.reset();
+  scheduler_ = std::make_unique<Scheduler>(options_.scheduler);
+  {
+    const std::lock_guard lock(mutex_);
+    for (auto it = live_.begin(); it != live_.end();) {
+      if (it->second.drained) {
+        outbox_.push_back(finished_event(it->first, TS_FINISH_ERROR, 0, "the engine had to start over: " + reason));
+        it = live_.erase(it);
+        ++counters_before_.num_finished;
+      } else {
+        ++it;
+      }
+    }
+  }
+  publish();
+}
+
+}  // namespace ts

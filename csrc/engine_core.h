@@ -1,0 +1,105 @@
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <variant>
+#include <vector>
+
+#include "engine.h"
+#include "event_queue.h"
+#include "launch_abi.h"
+#include "request.h"
+#include "sampler.h"
+#include "scheduler.h"
+
+namespace ts {
+
+/// [num_logits, vocab_size]: row r begins at data + r * stride. Valid until the next step.
+struct Logits {
+  const float *data = nullptr;
+  int64_t stride = 0;
+};
+
+/// What computes a step: the executor, or a test's model. Called by the step thread alone. An exception ends the requests of the step.
+using RunStep = std::function<Logits(const ts_batch &)>;
+
+struct EngineOptions {
+  SchedulerOptions scheduler;
+  int32_t vocab_size = 0;
+  int32_t max_queue = 1024;  ///< requests waiting
+  std::vector<int32_t> eos_token_ids;
+};
+
+/// The engine behind the C ABI: an inbox, the step thread, and the queue of events. Each turn of the step thread drains the inbox,
+/// schedules, runs, samples, commits and publishes; with nothing to do it sleeps.
+class EngineCore {
+ public:
+  EngineCore(const EngineOptions &options, RunStep run);
+  ~EngineCore();  ///< cancels every request, joins the step thread, and waits for a poll in progress to return
+  EngineCore(const EngineCore &) = delete;
+  EngineCore &operator=(const EngineCore &) = delete;
+
+  void submit(const ts_request &request);  ///< throws Error: TS_BAD_REQUEST, TS_BUSY, TS_CLOSED
+  void cancel(uint64_t id);
+  int32_t poll(ts_event *events, int32_t capacity, int32_t timeout_ms) {
+    return events_.poll(events, capacity, timeout_ms);
+  }
+  void stats(ts_stats &stats) const;  ///< fills what it knows: requests, pages, sums, limits
+
+  /// Refuses new requests and ends the live ones; poll gives their last events, and then -1. May be called twice.
+  void close();
+
+ private:
+  struct Cancelled {
+    uint64_t id;
+  };
+  using Message = std::variant<std::unique_ptr<Sequence>, Cancelled>;
+
+  struct Live {
+    bool drained = false;  // out of the inbox: the step thread knows it
+    bool cancelled = false;
+  };
+
+  void check_room() const;  // with mutex_ held
+  void loop();
+  bool drain();
+  void step();
+  void run(Batch &&batch);
+  void sample(const Batch &batch, const Logits &logits);
+  void collect_finished();
+  void publish();
+  void start_over(const std::string &reason);
+
+  const EngineOptions options_;
+  const RequestLimits limits_;
+  const RunStep run_;
+  EventQueue events_;
+
+  mutable std::mutex mutex_;  // guards the following
+  std::condition_variable work_;
+  std::vector<Message> inbox_;
+  std::unordered_map<uint64_t, Live> live_;
+  int32_t num_inbox_ = 0;  // requests in the inbox; the published stats count those beyond it
+  bool closing_ = false;
+  ts_stats published_{};
+
+  // The step thread's own.
+  std::unique_ptr<Scheduler> scheduler_;
+  Sampler sampler_;
+  std::vector<Message> drained_;
+  std::vector<Outcome> outcomes_;
+  std::vector<Event> outbox_;
+  std::vector<Finished> finished_;
+  SchedulerCounters counters_before_;  // of schedulers that were given up
+  uint64_t num_steps_ = 0, step_ns_ = 0, schedule_ns_ = 0;
+
+  std::thread thread_;  // last: it starts when the rest is there
+};
+
+}  // namespace ts

@@ -1,0 +1,75 @@
+#include "event_queue.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "check.h"
+
+namespace ts {
+
+void EventQueue::wait_for_room() {
+  std::unique_lock lock(mutex_);
+  room_.wait(lock, [this] { return queue_.size() < bound_ || !bounded_; });
+}
+
+void EventQueue::push(std::vector<Event> &events) {
+  if (events.empty()) return;
+  {
+    const std::lock_guard lock(mutex_);
+    TS_ASSERT(!closed_, "an event after the last");
+    for (Event &event : events) queue_.push_back(std::move(event));
+  }
+  events.clear();
+  arrived_.notify_one();
+}
+
+void EventQueue::open_bound() {
+  const std::lock_guard lock(mutex_);
+  bounded_ = false;
+  room_.notify_all();
+}
+
+void EventQueue::close() {
+  const std::lock_guard lock(mutex_);
+  closed_ = true;
+  arrived_.notify_all();
+}
+
+int32_t EventQueue::poll(ts_event *events, int32_t capacity, int32_t timeout_ms) {
+  std::unique_lock lock(mutex_);
+  ++num_polling_;
+  const auto ready = [this] { return !queue_.empty() || closed_; };
+  if (timeout_ms < 0) {
+    arrived_.wait(lock, ready);
+  } else {
+    arrived_.wait_for(lock, std::chrono::milliseconds(timeout_ms), ready);
+  }
+  const size_t count = std::min(queue_.size(), static_cast<size_t>(std::max(capacity, 0)));
+  const bool over = closed_ && queue_.empty();
+  delivered_.clear();
+  for (size_t i = 0; i < count; ++i) {
+    delivered_.push_back(std::move(queue_.front()));
+    queue_.pop_front();
+  }
+  for (size_t i = 0; i < count; ++i) {  // now that they do not move any more
+    const Event &from = delivered_[i];
+    events[i] = from.event;
+    events[i].num_top = static_cast<int32_t>(from.top_tokens.size());
+    events[i].top_tokens = from.top_tokens.data();
+    events[i].top_logprobs = from.top_logprobs.data();
+    events[i].message = from.message.c_str();
+  }
+  --num_polling_;
+  room_.notify_one();
+  left_.notify_all();
+  return over ? -1 : static_cast<int32_t>(count);
+}
+
+void EventQueue::wait_for_poller() {
+  std::unique_lock lock(mutex_);
+  TS_ASSERT(closed_, "a poller leaves once the queue is closed");
+  left_.wait(lock, [this] { return num_polling_ == 0; });
+}
+
+}  // namespace ts
