@@ -1,0 +1,410 @@
+#include "scheduler.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "toy.h"
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define TS_COUNT_ALLOCATIONS
+namespace {
+thread_local int64_t num_allocations = 0;
+}  // namespace
+// NOLINTBEGIN(cppcoreguidelines-no-malloc). Not inlined, so that g++ does not see free() meet operator new.
+__attribute__((noinline)) void *operator new(size_t size) {
+  ++num_allocations;
+  if (void *p = std::malloc(size)) return p;
+  throw std::bad_alloc();
+}
+__attribute__((noinline)) void operator delete(void *p) noexcept { std::free(p); }
+__attribute__((noinline)) void operator delete(void *p, size_t) noexcept { std::free(p); }
+// NOLINTEND(cppcoreguidelines-no-malloc)
+#endif
+
+namespace ts {
+namespace {
+
+using toy::Harness;
+using toy::Request;
+using toy::small;
+
+Request request(uint64_t id, int32_t num_prompt, int32_t max_tokens, uint64_t prompt_seed = 0) {
+  Request r;
+  r.id = id;
+  r.prompt = toy::tokens(num_prompt, prompt_seed == 0 ? id + 100 : prompt_seed, 64);
+  r.max_tokens = max_tokens;
+  r.temperature = id % 2 == 0 ? 0.0F : 0.8F;
+  r.seed = id;
+  r.ignore_eos = 1;
+  return r;
+}
+
+void expect_solo(const Harness &h, const Request &r, const EngineOptions &options) {
+  const toy::Result expected = toy::solo(r, options);
+  const toy::Result &got = h.results.at(r.id);
+  EXPECT_EQ(got.tokens, expected.tokens) << "request " << r.id;
+  EXPECT_EQ(got.finish, expected.finish) << "request " << r.id;
+}
+
+TEST(Scheduler, OneRequestIsPrefilledAndDecoded) {
+  const EngineOptions o = small();
+  Harness h(o);
+  const Request r = request(1, 10, 5);
+  h.submit(r);
+  EXPECT_TRUE(h.step());
+  EXPECT_EQ(h.last_num_tokens, 10);
+  EXPECT_EQ(h.results.at(1).tokens.size(), 1);
+  EXPECT_TRUE(h.step());
+  EXPECT_EQ(h.last_num_tokens, 1);
+  h.run();
+  expect_solo(h, r, o);
+  EXPECT_EQ(h.scheduler.pool().num_available(), o.scheduler.num_pages);
+  EXPECT_EQ(h.scheduler.counters().num_output_tokens, 5);
+}
+
+TEST(Scheduler, ChunksOfAnySizeGiveTheSameOutput) {
+  for (int32_t budget = 1; budget <= 24; ++budget) {
+    EngineOptions o = small();
+    o.scheduler.token_budget = budget;
+    Harness h(o);
+    const Request a = request(1, 21, 6);
+    const Request b = request(2, 40, 6);
+    h.submit(a);
+    h.submit(b);
+    int32_t most = 0;
+    while (h.step()) most = std::max(most, h.last_num_tokens);
+    EXPECT_EQ(most, budget);
+    expect_solo(h, a, o);
+    expect_solo(h, b, o);
+  }
+}
+
+TEST(Scheduler, DecodesComeFirstAndPrefillsFillTheStep) {
+  EngineOptions o = small();
+  o.scheduler.token_budget = 8;
+  Harness h(o);
+  h.submit(request(1, 4, 20));
+  h.submit(request(2, 4, 20));
+  h.step();  // both whole prompts
+  EXPECT_EQ(h.last_num_tokens, 8);
+  h.submit(request(3, 15, 4));
+  h.step();
+  EXPECT_EQ(h.last_num_seqs, 3);
+  EXPECT_EQ(h.last_num_tokens, 8) << "two decodes, and six tokens of the third's prompt";
+  EXPECT_EQ(h.results.at(1).tokens.size(), 2);
+  h.step();
+  h.step();
+  EXPECT_EQ(h.results.at(3).tokens.size(), 1);
+  EXPECT_EQ(h.results.at(1).tokens.size(), 4) << "a prefill never holds up a decode";
+}
+
+TEST(Scheduler, FirstComeFirstServed) {
+  EngineOptions o = small();
+  o.scheduler.max_seqs = 2;
+  Harness h(o);
+  for (uint64_t id = 1; id <= 5; ++id) h.submit(request(id, 4, 3));
+  h.step();
+  EXPECT_EQ(h.last_num_seqs, 2);
+  EXPECT_EQ(h.results.at(2).tokens.size(), 1);
+  EXPECT_TRUE(h.results.at(3).tokens.empty());
+  EXPECT_EQ(h.scheduler.num_waiting(), 3);
+  h.run();
+  for (uint64_t id = 1; id <= 5; ++id) expect_solo(h, request(id, 4, 3), o);
+}
+
+TEST(Scheduler, AManyTimesLargerBatchGivesTheSameOutput) {
+  const EngineOptions o = small();
+  Harness h(o);
+  std::vector<Request> all;
+  for (uint64_t id = 1; id <= 40; ++id) {
+    all.push_back(request(id, 1 + static_cast<int32_t>(id * 7 % 50), 1 + static_cast<int32_t>(id * 3 % 20)));
+    h.submit(all.back());
+  }
+  h.run();
+  for (const Request &r : all) expect_solo(h, r, o);
+}
+
+// ---- prefix cache ---------------------------------------------------------------------------------------------------
+
+TEST(Scheduler, APrefixIsFoundAgainButNeverTheLastToken) {
+  const EngineOptions o = small();
+  for (const int32_t num_prompt : {3, 4, 5, 8, 11, 12, 13}) {
+    Harness h(o);
+    h.submit(request(1, num_prompt, 2, 7));
+    h.run();
+    EXPECT_EQ(h.results.at(1).num_cached, 0);
+    const Request again = request(2, num_prompt, 6, 7);
+    h.submit(again);
+    h.step();
+    const int32_t cached = (num_prompt - 1) / 4 * 4;
+    EXPECT_EQ(h.last_num_tokens, num_prompt - cached);
+    h.run();
+    EXPECT_EQ(h.results.at(2).num_cached, cached);
+    expect_solo(h, again, o);
+  }
+}
+
+TEST(Scheduler, TheNextTurnFindsPromptAndOutputOfTheLast) {
+  const EngineOptions o = small();
+  Harness h(o);
+  const Request first = request(1, 10, 9);
+  h.submit(first);
+  h.run();
+  Request second = first;
+  second.id = 2;
+  second.prompt.insert(second.prompt.end(), h.results.at(1).tokens.begin(), h.results.at(1).tokens.end());
+  const std::vector<int32_t> more = toy::tokens(3, 9, 64);
+  second.prompt.insert(second.prompt.end(), more.begin(), more.end());
+  h.submit(second);
+  h.run();
+  EXPECT_EQ(h.results.at(2).num_cached, 16)
+      << "10 + 9 tokens, the last of which was never an input: four full pages of 18";
+  expect_solo(h, second, o);
+}
+
+TEST(Scheduler, TwoThatPrefillTheSamePromptAtOnceShareItsPages) {
+  EngineOptions o = small();
+  o.scheduler.token_budget = 24;
+  Harness h(o);
+  const Request a = request(1, 17, 8, 7);
+  const Request b = request(2, 17, 8, 7);
+  h.submit(a);
+  h.submit(b);
+  h.step();  // all of a, and 7 tokens of b: both compute page 0
+  EXPECT_EQ(h.last_num_tokens, 24);
+  h.step();  // b goes on behind a's sealed pages: one token of each
+  EXPECT_EQ(h.last_num_tokens, 2);
+  EXPECT_EQ(o.scheduler.num_pages - h.scheduler.pool().num_available(), 4 + 2) << "four pages together, one each";
+  h.run();
+  EXPECT_EQ(h.results.at(2).num_cached, 16 - 7);
+  expect_solo(h, a, o);
+  expect_solo(h, b, o);
+}
+
+TEST(Scheduler, WithoutAPrefixCacheNothingIsShared) {
+  EngineOptions o = small();
+  o.scheduler.prefix_cache = false;
+  Harness h(o);
+  for (uint64_t id = 1; id <= 3; ++id) h.submit(request(id, 12, 4, 7));
+  h.run();
+  for (uint64_t id = 1; id <= 3; ++id) {
+    expect_solo(h, request(id, 12, 4, 7), o);
+    EXPECT_EQ(h.results.at(id).num_cached, 0);
+  }
+  EXPECT_EQ(h.scheduler.pool().num_blank(), o.scheduler.num_pages);
+}
+
+TEST(Scheduler, WhatWaitsForPagesThatARunningPrefillComputesGetsThem) {
+  EngineOptions o = small();
+  o.scheduler.num_pages = 12;
+  Harness h(o);
+  h.submit(request(1, 33, 8, 7));  // nine pages
+  h.step();
+  h.submit(request(2, 34, 2, 7));  // nine more, of which eight are the first's
+  h.step();
+  EXPECT_EQ(h.last_num_seqs, 2);
+  h.run();
+  EXPECT_EQ(h.results.at(2).num_cached, 32);
+}
+
+// ---- preemption -----------------------------------------------------------------------------------------------------
+
+TEST(Scheduler, TheYoungestIsPreemptedAndResumesWithTheSameOutput) {
+  for (const bool prefix_cache : {false, true}) {
+    EngineOptions o = small();
+    o.scheduler.num_pages = 11;
+    o.scheduler.prefix_cache = prefix_cache;
+    Harness h(o);
+    std::vector<Request> all;
+    for (uint64_t id = 1; id <= 4; ++id) {
+      all.push_back(request(id, 6, 24));
+      h.submit(all.back());
+    }
+    size_t num_oldest = 0;
+    while (!h.results.at(1).finish) {
+      h.step();
+      EXPECT_EQ(h.results.at(1).tokens.size(), ++num_oldest) << "the oldest is never held up";
+    }
+    h.run();
+    EXPECT_GT(h.scheduler.counters().num_preemptions, 0);
+    for (const Request &r : all) expect_solo(h, r, o);
+    EXPECT_EQ(h.scheduler.pool().num_available(), 11);
+  }
+}
+
+TEST(Scheduler, APreemptedPromptDoesNotCountAsCached) {
+  EngineOptions o = small();
+  o.scheduler.num_pages = 8;
+  Harness h(o);
+  h.submit(request(1, 9, 20));
+  h.submit(request(2, 9, 20));
+  h.run();
+  EXPECT_GT(h.scheduler.counters().num_preemptions, 0);
+  EXPECT_EQ(h.results.at(2).num_cached, 0) << "it computed all of its prompt itself, though it found it again later";
+}
+
+// ---- ends -----------------------------------------------------------------------------------------------------------
+
+TEST(Scheduler, EndsAtEndTokensStopTokensAndLength) {
+  const EngineOptions o = small();
+  Request r = request(2, 5, 40);
+  const std::vector<int32_t> all = toy::solo(r, o).tokens;
+  ASSERT_EQ(all.size(), 40);
+  const auto run = [&](const Request &with) {
+    Harness h(o);
+    h.submit(with);
+    h.run();
+    expect_solo(h, with, o);
+    return h.results.at(with.id);
+  };
+  EXPECT_EQ(*run(r).finish, TS_FINISH_LENGTH);
+  r.stop = {all[7]};
+  const toy::Result stopped = run(r);
+  EXPECT_EQ(*stopped.finish, TS_FINISH_STOP);
+  EXPECT_EQ(stopped.tokens.back(), all[7]);
+  EXPECT_LE(stopped.tokens.size(), 8);
+  r.stop.clear();
+  r.ignore_eos = 0;
+  r.logit_bias = {{1, 100.0F}};  // the end token
+  EXPECT_EQ(run(r).tokens, std::vector<int32_t>{1});
+  r.ignore_eos = 1;
+  EXPECT_EQ(run(r).tokens.size(), 40);
+}
+
+TEST(Scheduler, CancelsInEveryState) {
+  EngineOptions o = small();
+  o.scheduler.num_pages = 9;
+  o.scheduler.token_budget = 8;
+  Harness h(o);
+  const auto finish = [&](uint64_t id) { return h.results.at(id).finish; };
+  h.submit(request(1, 4, 30));
+  h.submit(request(2, 4, 30));
+  h.step();
+  h.submit(request(3, 20, 4));
+  h.submit(request(4, 4, 4));
+  h.step();
+  h.scheduler.cancel(3);  // prefilling
+  h.scheduler.cancel(4);  // queued
+  h.scheduler.cancel(99);
+  h.step();
+  EXPECT_EQ(finish(3), TS_FINISH_CANCELLED);
+  EXPECT_EQ(finish(4), TS_FINISH_CANCELLED);
+  while (h.scheduler.counters().num_preemptions == 0) ASSERT_TRUE(h.step());
+  EXPECT_EQ(h.scheduler.num_waiting(), 1);
+  h.scheduler.cancel(2);  // preempted
+  h.scheduler.cancel(1);  // decoding
+  h.step();
+  EXPECT_EQ(finish(1), TS_FINISH_CANCELLED);
+  EXPECT_EQ(finish(2), TS_FINISH_CANCELLED);
+  EXPECT_TRUE(h.scheduler.idle());
+  EXPECT_EQ(h.scheduler.pool().num_available(), 9) << "every page is back";
+  EXPECT_EQ(h.scheduler.counters().num_finished, 4);
+}
+
+TEST(Scheduler, NanLogitsEndOneRequestAndNothingOfItIsFoundAgain) {
+  const EngineOptions o = small();
+  Harness h(o);
+  const Request healthy = request(1, 12, 8);
+  Request poisoned = request(2, 12, 8);
+  poisoned.prompt[9] = toy::kPoison;
+  h.submit(healthy);
+  h.submit(poisoned);
+  h.run();
+  expect_solo(h, healthy, o);
+  EXPECT_EQ(h.results.at(2).finish, TS_FINISH_ERROR);
+  EXPECT_NE(h.results.at(2).message.find("not finite: that of token 32 is"), std::string::npos)
+      << h.results.at(2).message;
+  Request again = poisoned;
+  again.id = 3;
+  again.prompt[9] = 5;
+  h.submit(again);
+  h.run();
+  EXPECT_EQ(h.results.at(3).num_cached, 0);
+  expect_solo(h, again, o);
+}
+
+TEST(Scheduler, AFailedStepEndsItsRequestsAndLeavesTheRest) {
+  EngineOptions o = small();
+  o.scheduler.max_seqs = 2;
+  Harness h(o);
+  for (uint64_t id = 1; id <= 3; ++id) h.submit(request(id, 6, 4));
+  h.step();
+  auto batch = h.scheduler.schedule();
+  ASSERT_TRUE(batch);
+  h.scheduler.fail(std::move(*batch), "the device said no");
+  h.run();
+  EXPECT_EQ(h.results.at(1).finish, TS_FINISH_ERROR);
+  EXPECT_EQ(h.results.at(2).message, "the device said no");
+  expect_solo(h, request(3, 6, 4), o);
+  EXPECT_EQ(h.scheduler.pool().num_available(), o.scheduler.num_pages);
+}
+
+TEST(SchedulerDeathTest, ABatchEndsExactlyOnce) {
+  const EngineOptions o = small();
+  const auto scheduled = [&](Harness &h) {
+    h.submit(request(1, 6, 4));
+    return h.scheduler.schedule();
+  };
+  std::vector<Outcome> outcomes(1);
+  outcomes[0].token = 5;
+  EXPECT_DEATH(
+      {
+        Harness h(o);
+        auto batch = scheduled(h);
+        batch.reset();
+      },
+      "a batch was dropped");
+  EXPECT_DEATH(
+      {
+        Harness h(o);
+        auto batch = scheduled(h);
+        h.scheduler.schedule();
+      },
+      "one batch at a time");
+  EXPECT_DEATH(
+      {
+        Harness h(o);
+        auto batch = scheduled(h);
+        h.scheduler.cancel(1);
+      },
+      "in flight cannot be cancelled");
+  EXPECT_DEATH(
+      {
+        Harness h(o);
+        auto batch = scheduled(h);
+        h.scheduler.commit(std::move(*batch), outcomes);
+        h.scheduler.commit(std::move(*batch), outcomes);  // NOLINT(bugprone-use-after-move)
+      },
+      "not the batch in flight");
+}
+
+// ---- cost -----------------------------------------------------------------------------------------------------------
+
+#ifdef TS_COUNT_ALLOCATIONS
+TEST(Scheduler, ASteadyDecodingStepDoesNotAllocate) {
+  EngineOptions o = small();
+  o.scheduler.max_context = 4096;
+  o.scheduler.num_pages = 4096;
+  Harness h(o);
+  for (uint64_t id = 1; id <= 8; ++id) h.submit(request(id, 4, 2000));
+  for (int i = 0; i < 4; ++i) h.step(false);
+  ASSERT_EQ(h.scheduler.num_running(), 8);
+  std::vector<Outcome> outcomes(8);
+  std::vector<Finished> finished;
+  const int64_t before = num_allocations;
+  for (int i = 0; i < 200; ++i) {
+    auto batch = h.scheduler.schedule();
+    for (Outcome &outcome : outcomes) outcome.token = 4 + i % 50;
+    h.scheduler.commit(std::move(*batch), outcomes);
+    h.scheduler.take_finished(finished);
+  }
+  EXPECT_EQ(num_allocations, before) << "pages were crossed, too";
+}
+#endif
+
+}  // namespace
+}  // namespace ts

@@ -1,0 +1,294 @@
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine_core.h"
+#include "request.h"
+#include "sampler.h"
+#include "scheduler.h"
+
+/// A tiny deterministic model over a real paged cache, and what it takes to drive a scheduler with it: the control plane's tests.
+namespace toy {
+
+constexpr uint64_t mix(uint64_t a, uint64_t b) {
+  uint64_t x = (a ^ (b + 0x9E3779B97F4A7C15 + (a << 6) + (a >> 2))) * 0xBF58476D1CE4E5B9;
+  x = (x ^ (x >> 31)) * 0x94D049BB133111EB;
+  return x ^ (x >> 29);
+}
+
+/// What a token leaves in the cache depends on the token, its position, and everything before it.
+inline uint64_t value_of(int32_t token, int32_t position, uint64_t sum_before) {
+  return mix(mix(static_cast<uint64_t>(token), static_cast<uint64_t>(position)), sum_before);
+}
+
+/// Writing this token makes the logits of its whole context NaN.
+constexpr int32_t kPoison = 3;
+constexpr uint64_t kPoisonValue = 0xDEAD;
+
+inline void logits_of(uint64_t value, bool poisoned, std::span<float> logits) {
+  for (size_t i = 0; i < logits.size(); ++i) {
+    logits[i] = static_cast<float>(mix(value, i) % 10007) / 1250.0F - 4.0F;
+  }
+  logits[kPoison] = -40;  // never an output
+  if (poisoned) logits[logits.size() / 2] = std::numeric_limits<float>::quiet_NaN();
+}
+
+class Model {
+ public:
+  Model(int32_t vocab_size, int32_t num_pages, int32_t page_size)
+      : vocab_size_(vocab_size),
+        page_size_(page_size),
+        cache_(static_cast<size_t>(num_pages * page_size)),
+        writer_(static_cast<size_t>(num_pages)),
+        reader_(static_cast<size_t>(num_pages)) {}
+
+  ts::Logits run(const ts_batch &b) {
+    check(b);
+    logits_.resize(static_cast<size_t>(b.num_logits * vocab_size_));
+    int32_t next_logit = 0;
+    for (int32_t s = 0; s < b.num_seqs; ++s) {
+      const int32_t *row = b.page_table + static_cast<ptrdiff_t>(s) * b.page_table_stride;
+      const auto slot_of = [&](int32_t p) {
+        return static_cast<size_t>(row[p / page_size_] * page_size_ + p % page_size_);
+      };
+      uint64_t sum = 0;
+      bool poisoned = false;
+      const auto read = [&](int32_t p) {
+        const uint64_t value = cache_.at(slot_of(p));
+        sum += value;
+        poisoned = poisoned || value == kPoisonValue;
+      };
+      for (int32_t p = 0; p < b.positions[b.query_start[s]]; ++p) read(p);
+      for (int32_t t = b.query_start[s]; t < b.query_start[s + 1]; ++t) {
+        const int32_t p = b.positions[t];
+        EXPECT_EQ(slot_of(p), static_cast<size_t>(b.slots[t])) << "the page table leads to where the token is written";
+        cache_.at(static_cast<size_t>(b.slots[t])) =
+            b.token_ids[t] == kPoison ? kPoisonValue : value_of(b.token_ids[t], p, sum);
+        read(p);
+        if (next_logit == b.num_logits || b.logit_rows[next_logit] != t) continue;
+        logits_of(sum, poisoned,
+                  std::span(logits_).subspan(static_cast<size_t>(next_logit++ * vocab_size_),
+                                             static_cast<size_t>(vocab_size_)));
+      }
+    }
+    EXPECT_EQ(next_logit, b.num_logits) << "every row of logits is the last token of a sequence or in its middle";
+    return {logits_.data(), vocab_size_};
+  }
+
+ private:
+  /// What launch_abi.h promises to kernels, and that no two sequences write one page, and none reads what another writes.
+  void check(const ts_batch &b) {
+    ASSERT_GE(b.num_seqs, 1);
+    ASSERT_EQ(b.query_start[0], 0);
+    ASSERT_EQ(b.query_start[b.num_seqs], b.num_tokens);
+    std::fill(writer_.begin(), writer_.end(), -1);
+    std::fill(reader_.begin(), reader_.end(), -1);
+    for (int32_t s = 0; s < b.num_seqs; ++s) {
+      const int32_t begin = b.query_start[s];
+      const int32_t end = b.query_start[s + 1];
+      ASSERT_LT(begin, end) << "a sequence without tokens";
+      for (int32_t t = begin; t < end; ++t) {
+        ASSERT_EQ(b.positions[t], b.context_len[s] - (end - t));
+        ASSERT_TRUE(b.token_ids[t] >= 0 && b.token_ids[t] < vocab_size_);
+        int32_t &writer = writer_.at(static_cast<size_t>(b.slots[t] / page_size_));
+        ASSERT_TRUE(writer == -1 || writer == s) << "two sequences write a page";
+        writer = s;
+      }
+    }
+    for (int32_t s = 0; s < b.num_seqs; ++s) {
+      for (int32_t i = 0; i < ts::num_pages_for(b.context_len[s], page_size_); ++i) {
+        const auto page = static_cast<size_t>(b.page_table[s * b.page_table_stride + i]);
+        ASSERT_NE(reader_.at(page), s) << "a page is twice in a context";
+        reader_[page] = s;
+        ASSERT_TRUE(writer_[page] == -1 || writer_[page] == s) << "a page is read while another writes it";
+      }
+    }
+  }
+
+  int32_t vocab_size_;
+  int32_t page_size_;
+  std::vector<uint64_t> cache_;  // [num_pages * page_size]
+  std::vector<int32_t> writer_;  // [num_pages] sequence of this step, or -1
+  std::vector<int32_t> reader_;  // [num_pages]
+  std::vector<float> logits_;
+};
+
+/// A request as a test writes it, and the ts_request that points into it.
+struct Request {
+  uint64_t id = 0;
+  std::vector<int32_t> prompt;
+  int32_t max_tokens = 8;
+  float temperature = 0;
+  int32_t top_k = 0;
+  float top_p = 1;
+  float min_p = 0;
+  float repetition_penalty = 1;
+  float presence_penalty = 0;
+  float frequency_penalty = 0;
+  uint64_t seed = 0;
+  std::vector<ts_logit_bias> logit_bias;
+  std::vector<int32_t> stop;
+  int32_t ignore_eos = 0;
+  int32_t num_logprobs = -1;
+
+  ts_request abi() const {
+    ts_request r{};
+    r.size = sizeof(r);
+    r.id = id;
+    r.prompt = prompt.data();
+    r.num_prompt = static_cast<int32_t>(prompt.size());
+    r.max_tokens = max_tokens;
+    r.temperature = temperature;
+    r.top_k = top_k;
+    r.top_p = top_p;
+    r.min_p = min_p;
+    r.repetition_penalty = repetition_penalty;
+    r.presence_penalty = presence_penalty;
+    r.frequency_penalty = frequency_penalty;
+    r.seed = seed;
+    r.logit_bias = logit_bias.data();
+    r.num_logit_bias = static_cast<int32_t>(logit_bias.size());
+    r.stop_tokens = stop.data();
+    r.num_stop_tokens = static_cast<int32_t>(stop.size());
+    r.ignore_eos = ignore_eos;
+    r.num_logprobs = num_logprobs;
+    return r;
+  }
+};
+
+/// What a request has come to.
+struct Result {
+  std::vector<int32_t> tokens;
+  std::optional<ts_finish> finish;
+  std::string message;
+  int32_t num_cached = 0;
+};
+
+inline std::vector<int32_t> tokens(int32_t n, uint64_t seed, int32_t vocab_size) {
+  std::vector<int32_t> out;
+  for (int32_t i = 0; i < n; ++i) {
+    out.push_back(4 +
+                  static_cast<int32_t>(mix(seed, static_cast<uint64_t>(i)) % static_cast<uint64_t>(vocab_size - 4)));
+  }
+  return out;
+}
+
+inline ts::RequestLimits limits_of(const ts::EngineOptions &o) {
+  const ts::SchedulerOptions &s = o.scheduler;
+  return {o.vocab_size, s.max_context, s.page_size, s.num_pages, s.prefix_cache, o.eos_token_ids};
+}
+
+/// The same model without pages, batches or scheduler: what every run must give.
+inline Result solo(const Request &request, const ts::EngineOptions &options) {
+  const auto sequence = ts::make_sequence(request.abi(), limits_of(options));
+  ts::Sampler sampler(options.vocab_size);
+  std::vector<float> logits(static_cast<size_t>(options.vocab_size));
+  Result result;
+  uint64_t sum = 0;
+  bool poisoned = false;
+  for (size_t p = 0;; ++p) {
+    const int32_t token = sequence->tokens[p];
+    sum += token == kPoison ? kPoisonValue : value_of(token, static_cast<int32_t>(p), sum);
+    poisoned = poisoned || token == kPoison;
+    if (p + 1 < sequence->tokens.size()) continue;
+    logits_of(sum, poisoned, logits);
+    const ts::Sampled sampled = sampler.sample(logits, sequence->sampling, sequence->counts.counts(),
+                                               static_cast<uint64_t>(sequence->num_outputs()));
+    if (!sampled.error.empty()) {
+      result.finish = TS_FINISH_ERROR;
+      return result;
+    }
+    result.tokens.push_back(sampled.token);
+    sequence->append(sampled.token);
+    if (sequence->finish() != ts_finish{}) {
+      result.finish = sequence->finish();
+      return result;
+    }
+  }
+}
+
+/// Scheduler, toy model and sampler in one thread.
+class Harness {
+ public:
+  explicit Harness(const ts::EngineOptions &options)
+      : options_(options),
+        scheduler(options.scheduler),
+        model_(options.vocab_size, options.scheduler.num_pages, options.scheduler.page_size),
+        sampler_(options.vocab_size) {}
+
+  void submit(const Request &request) {
+    results[request.id] = {};
+    scheduler.submit(ts::make_sequence(request.abi(), limits_of(options_)));
+  }
+
+  /// False if there was nothing to do. `check`: assert the scheduler's invariants after the step.
+  bool step(bool check = true) {
+    auto batch = scheduler.schedule();
+    if (batch) {
+      last_num_tokens = batch->arrays().num_tokens;
+      last_num_seqs = batch->arrays().num_seqs;
+      const ts::Logits logits = model_.run(batch->arrays());
+      outcomes_.clear();
+      for (int32_t i = 0; i < batch->num_logits(); ++i) {
+        const ts::Sequence &s = batch->sequence(i);
+        ts::Sampled sampled =
+            sampler_.sample({logits.data + i * logits.stride, static_cast<size_t>(options_.vocab_size)}, s.sampling,
+                            s.counts.counts(), static_cast<uint64_t>(s.num_outputs()));
+        if (sampled.error.empty()) results.at(s.id).tokens.push_back(sampled.token);
+        outcomes_.push_back({sampled.token, std::move(sampled.error)});
+      }
+      scheduler.commit(std::move(*batch), outcomes_);
+    }
+    scheduler.take_finished(finished_);
+    for (const ts::Finished &f : finished_) {
+      Result &result = results.at(f.id());
+      EXPECT_FALSE(result.finish.has_value()) << "request " << f.id() << " finished twice";
+      result.finish = f.finish();
+      result.message = f.message();
+      result.num_cached = f.num_cached();
+    }
+    if (check) scheduler.check();
+    return batch.has_value();
+  }
+
+  void run() {
+    while (step()) {
+    }
+  }
+
+ private:
+  ts::EngineOptions options_;
+
+ public:
+  ts::Scheduler scheduler;
+  std::map<uint64_t, Result> results;
+  int32_t last_num_tokens = 0;
+  int32_t last_num_seqs = 0;
+
+ private:
+  Model model_;
+  ts::Sampler sampler_;
+  std::vector<ts::Outcome> outcomes_;
+  std::vector<ts::Finished> finished_;
+};
+
+/// A small engine: vocabulary 64, pages of 4 tokens.
+inline ts::EngineOptions small() {
+  ts::EngineOptions o;
+  o.scheduler = {
+      .token_budget = 32, .max_seqs = 16, .max_context = 128, .page_size = 4, .num_pages = 256, .prefix_cache = true};
+  o.vocab_size = 64;
+  o.eos_token_ids = {1};
+  return o;
+}
+
+}  // namespace toy
