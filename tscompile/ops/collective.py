@@ -9,7 +9,20 @@ import torch
 from torch import Tensor
 
 from tscompile.ir import Value
-from tscompile.ops.base import Attrs, OpDef, RankContext, Rule, Slot, Type, integer, register
+from tscompile.ops.base import (
+    Across,
+    Attrs,
+    Infer,
+    OpDef,
+    RankContext,
+    Rule,
+    Slot,
+    Type,
+    expect,
+    integer,
+    register,
+    text_of,
+)
 from tscompile.ops.elementwise import LETTERS
 
 
@@ -78,29 +91,43 @@ def _all_to_all(tensors: list[Tensor], attrs: Attrs) -> list[Tensor]:
     return list(whole.chunk(len(tensors), dim=integer(attrs, "dim")))
 
 
-# `axis`: the mesh axis; `dim`: what is gathered, or split over the ranks. slice moves nothing: a rank keeps
-# its part.
-ALL_REDUCE = register(
-    OpDef("all_reduce", X, _same, _identity_rule, {"axis": str, "op": str}, across=_all_reduce)
-)
-ALL_GATHER = register(
-    OpDef("all_gather", X, _same, _identity_rule, {"axis": str, "dim": int}, across=_all_gather)
-)
-REDUCE_SCATTER = register(
-    OpDef(
-        "reduce_scatter",
-        X,
-        _same,
-        _identity_rule,
-        {"axis": str, "op": str, "dim": int},
-        across=_reduce_scatter,
+def _resized(*, grow: str = "", shrink: str = "") -> Infer:
+    """The shape rule of an op whose dim `attrs[grow]` becomes `ranks` times as long, and `attrs[shrink]` as
+    short."""
+
+    def infer(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
+        shape, ranks = list(inputs[0].shape), integer(attrs, "ranks")
+        for key, times, parts in ((grow, ranks, 1), (shrink, 1, ranks)):
+            if key and ranks > 1:
+                dim = shape[integer(attrs, key)]
+                expect(
+                    isinstance(dim, int) and dim % parts == 0,
+                    f"{text_of(inputs[0].shape)} over {ranks} ranks",
+                )
+                assert isinstance(dim, int)
+                shape[integer(attrs, key)] = dim * times // parts
+        return [Type(tuple(shape), inputs[0].dtype)]
+
+    return infer
+
+
+def _collective(name: str, infer: Infer, across: Across, attrs: dict[str, type]) -> OpDef:
+    return register(
+        OpDef(name, X, infer, _identity_rule, {"axis": str, **attrs}, across=across, flops=lambda *_: 0)
     )
+
+
+# axis: the mesh axis. dim: what is gathered, or split over the ranks; source: what was split. ranks: how
+# many, 1 while shapes are global. slice moves nothing: a rank keeps its part.
+ALL_REDUCE = _collective("all_reduce", _same, _all_reduce, {"op": str})
+ALL_GATHER = _collective("all_gather", _resized(grow="dim"), _all_gather, {"dim": int, "ranks": int})
+REDUCE_SCATTER = _collective(
+    "reduce_scatter", _resized(shrink="dim"), _reduce_scatter, {"op": str, "dim": int, "ranks": int}
 )
-ALL_TO_ALL = register(
-    OpDef(
-        "all_to_all", X, _same, _identity_rule, {"axis": str, "source": int, "dim": int}, across=_all_to_all
-    )
+ALL_TO_ALL = _collective(
+    "all_to_all",
+    _resized(grow="source", shrink="dim"),
+    _all_to_all,
+    {"source": int, "dim": int, "ranks": int},
 )
-SLICE = register(
-    OpDef("slice", X, _same, _identity_rule, {"axis": str, "dim": int}, across=_slice, flops=lambda *_: 0)
-)
+SLICE = _collective("slice", _resized(shrink="dim"), _slice, {"dim": int, "ranks": int})

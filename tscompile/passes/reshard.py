@@ -1,18 +1,62 @@
-"""reshard: drops the boundaries once their placements have been taken up."""
+"""reshard: a redistribute wherever a value does not lie as its reader takes it.
+
+Takes a placed graph. Gives one in which every op's inputs are placed as its strategy wants them: where a
+value is not, a `redistribute` along one axis stands before its first reader that needs it, one a value and
+placement. Boundaries are gone: their values were brought to what the author said. The graph's outputs are
+replicated.
+"""
 
 from __future__ import annotations
 
 from tscompile.build import Build
-from tscompile.ir import Op, Value
+from tscompile.errors import Source
+from tscompile.ir import Op, Value, replicated
+from tscompile.placement import Placement, Placements
+from tscompile.sharding import chosen
 
 
 def run(build: Build) -> None:
-    given: dict[int, Value] = {}
-    ops: list[Op] = []
+    resharder = _Resharder(build)
     for op in build.graph.ops:
-        op.inputs = [given.get(id(v), v) for v in op.inputs]
+        resharder.add(op)
+    build.graph.outputs = [resharder.bring(v, replicated(build.mesh), None) for v in build.graph.outputs]
+    build.graph.ops = resharder.ops
+
+
+class _Resharder:
+    def __init__(self, build: Build) -> None:
+        self.axes = build.mesh.axes
+        self.ops: list[Op] = []
+        self.stands_for: dict[int, Value] = {}  # id(a boundary's output) -> its input, as placed
+        self.made: dict[tuple[int, Placements], Value] = {}
+
+    def add(self, op: Op) -> None:
+        inputs = [self.stands_for.get(id(v), v) for v in op.inputs]
+        strategies = [chosen(op, axis, index, ranks) for index, (axis, ranks) in enumerate(self.axes)]
+        wanted = [tuple(s.takes[i] for s in strategies) for i in range(len(inputs))]
+        op.inputs = [self.bring(value, to, op.source) for value, to in zip(inputs, wanted, strict=True)]
         if op.kind == "boundary":
-            given[id(op.outputs[0])] = op.inputs[0]
+            self.stands_for[id(op.outputs[0])] = op.inputs[0]
         else:
-            ops.append(op)
-    build.graph.ops = ops
+            self.ops.append(op)
+
+    def bring(self, value: Value, wanted: Placements, source: Source | None) -> Value:
+        """`value` placed as `wanted`, axis by axis."""
+        value = self.stands_for.get(id(value), value)
+        for index, (axis, _) in enumerate(self.axes):
+            if value.placement[index] != wanted[index]:
+                value = self._redistribute(value, index, axis, wanted[index], source)
+        return value
+
+    def _redistribute(
+        self, value: Value, index: int, axis: str, to: Placement, source: Source | None
+    ) -> Value:
+        placement = (*value.placement[:index], to, *value.placement[index + 1 :])
+        key = (id(value), placement)
+        if key not in self.made:
+            suffix = "".join(letter for letter in str(to) if letter.isalnum())
+            moved = Value(f"{value.name}.{axis}-{suffix}", value.shape, value.dtype, False, placement)
+            attrs = {"axis": axis, "source": str(value.placement[index]), "target": str(to)}
+            self.ops.append(Op("redistribute", [value], [moved], dict(attrs), source))
+            self.made[key] = moved
+        return self.made[key]

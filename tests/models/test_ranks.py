@@ -1,0 +1,65 @@
+"""Placed on N simulated ranks, a model gives on every rank what it gives on one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import SPECS, Spec
+from test_interpret import NUM_SLOTS, PAGE_SIZE, captured, saved
+
+from tscompile.build import Build
+from tscompile.errors import CompileError
+from tscompile.interpret import Interpreter, Sequences
+from tscompile.passes import propagate
+from tscompile.price import Prices
+
+WIDE = {"num_attention_heads": 8, "num_key_value_heads": 8, "intermediate_size": 160}
+CASES: dict[str, tuple[Spec, int]] = {
+    **{f"{name} tp=2": (SPECS[name], 2) for name in ("llama-gqa-tied", "llama-biases", "mistral-window", "qwen3-tied")},
+    "llama wide tp=4": (Spec("llama", {**WIDE, "vocab_size": 300}), 4),
+    "qwen3 wide tp=8": (Spec("qwen3", {**WIDE, "head_dim": 32, "tie_word_embeddings": True}), 8),
+    "llama, sizes that do not divide, tp=4": (Spec("llama", {**WIDE, "vocab_size": 509, "intermediate_size": 90}), 4),
+}
+# What wires and latencies cost decides which collectives there are; every choice must be right.
+PRICES = {"slow links": Prices(), "fast links": Prices(collective_s=1e-8, link_bytes_per_s=1e12)}
+
+
+def rank_logits(build: Build, tokens: list[int], chunks: list[int]) -> torch.Tensor:
+    """[ranks, chunks, vocab]."""
+    interpreter = Interpreter(build.graph, build.checkpoint.read, NUM_SLOTS, build.mesh)
+    sequences, rows, at = Sequences(PAGE_SIZE, NUM_SLOTS), [], 0
+    for chunk in chunks:
+        rows.append([rank[0][0] for rank in interpreter.run(sequences.batch({"a": tokens[at : at + chunk]}))])
+        at += chunk
+    return torch.stack([torch.stack(row) for row in rows], dim=1)
+
+
+@pytest.mark.parametrize("prices", PRICES)
+@pytest.mark.parametrize("case", CASES)
+def test_every_rank_gives_what_one_gives(case: str, prices: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, ranks = CASES[case]
+    saved(spec, tmp_path)
+    tokens, chunks = torch.randint(300, (37,)).tolist(), [33, 1, 3]
+    one = rank_logits(captured(tmp_path), tokens, chunks)
+    monkeypatch.setattr(propagate, "PRICES", PRICES[prices])
+    placed = captured(tmp_path, tp=ranks)
+    assert any(group.group == "collective" for group in placed.graph.groups())
+    every = rank_logits(placed, tokens, chunks)
+    assert every.shape[0] == ranks
+    assert float((every - one).abs().max() / one.abs().max()) < 1e-5
+
+
+def test_kv_heads_that_do_not_divide(tmp_path: Path) -> None:
+    saved(SPECS["llama-gqa-tied"], tmp_path)
+    with pytest.raises(CompileError) as error:
+        captured(tmp_path, tp=4)
+    assert str(error.value) == (
+        "models/llama.py:45: tp=4 does not divide the 2 KV heads of %layers.0.self_attn.attention.kv: tp can be 1, 2"
+    )
+
+
+def test_what_stays_whole_is_said(tmp_path: Path) -> None:
+    saved(CASES["llama, sizes that do not divide, tp=4"][0], tmp_path)
+    assert any("every rank holds" in note for note in captured(tmp_path, tp=4).notes)
