@@ -1,0 +1,129 @@
+//! Errors for those who asked: over HTTP, and at the command line.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::engine::EngineError;
+
+/// An answer that is an error, in OpenAI's shape: `{"error": {message, type, param, code}}`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiError {
+    pub status: StatusCode,
+    pub message: String,
+    pub kind: &'static str,
+    /// The field of the request that is at fault.
+    pub param: Option<String>,
+    pub code: Option<&'static str>,
+}
+
+/// Seconds after which a client that was sent away may try again.
+const RETRY_AFTER_S: u32 = 1;
+
+impl ApiError {
+    pub fn new(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> ApiError {
+        let kind = match status {
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            _ if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
+        ApiError { status, message: message.into(), kind, param: None, code }
+    }
+
+    pub fn bad_request(code: &'static str, message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::BAD_REQUEST, Some(code), message)
+    }
+
+    /// A field whose value cannot be used. The message says what was found and what is wanted.
+    pub fn field(param: impl Into<String>, code: &'static str, message: impl Into<String>) -> ApiError {
+        ApiError { param: Some(param.into()), ..ApiError::bad_request(code, message) }
+    }
+
+    pub fn busy() -> ApiError {
+        let message = "all places in the queue are taken; try again in a moment";
+        ApiError::new(StatusCode::TOO_MANY_REQUESTS, Some("server_busy"), message)
+    }
+
+    pub fn unavailable(code: &'static str, message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, Some(code), message)
+    }
+
+    pub fn internal(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, None, message)
+    }
+
+    pub fn body(&self) -> Value {
+        json!({"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}})
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = crate::server::json_response(self.status, &self.body());
+        let headers = response.headers_mut();
+        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<EngineError> for ApiError {
+    fn from(error: EngineError) -> ApiError {
+        match error {
+            EngineError::Busy => ApiError::busy(),
+            EngineError::BadRequest(message) => ApiError::bad_request("invalid_value", message),
+            EngineError::Closed => ApiError::unavailable("draining", "the server is shutting down"),
+            EngineError::Failed(message) => ApiError::internal(message),
+        }
+    }
+}
+
+/// Why a command ends without having done its work: one line for standard error, and the exit code.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    pub exit: Exit,
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// The machine said no: files, memory, threads.
+    Failed = 1,
+    /// What was asked for cannot be served. clap's own usage errors have this code too.
+    Usage = 2,
+    /// The plan is damaged, or not for this machine.
+    Plan = 3,
+    /// The address cannot be listened on.
+    Address = 4,
+}
+
+impl Failure {
+    pub fn new(exit: Exit, message: impl Into<String>) -> Failure {
+        Failure { exit, message: message.into() }
+    }
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Failure {
+        let exit = if error.status.is_client_error() { Exit::Usage } else { Exit::Failed };
+        Failure::new(exit, error.message)
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Failure {
+        ApiError::from(error).into()
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Failure {
+        Failure::new(Exit::Failed, error.to_string())
+    }
+}

@@ -1,0 +1,204 @@
+//! A loaded plan: engine, text and the facts that requests are checked against.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::Deserialize;
+use tsruntime_text::{EncodeOptions, TemplateError, Text};
+
+use crate::engine::{self, Engine, Plan};
+use crate::error::{ApiError, Exit, Failure};
+use crate::ffi::ts_logit_bias;
+use crate::request::{Limits, Params, Prompt};
+
+/// The part of `tsp/manifest` that the front reads; the engine has checked all of it.
+#[derive(Debug, Deserialize)]
+struct Manifest {
+    model: ModelFacts,
+}
+
+#[derive(Debug, Deserialize)]
+struct ModelFacts {
+    name: String,
+    vocab_size: u32,
+    eos_token_ids: Vec<i32>,
+}
+
+pub struct Model {
+    pub engine: &'static Engine,
+    pub text: Text,
+    /// What the manifest calls the model.
+    pub name: String,
+    pub limits: Limits,
+    /// Names this build: the same plan and target give the same bits.
+    pub fingerprint: String,
+    eos_token_ids: Vec<i32>,
+    token_bytes_max: usize,
+    /// Control tokens in what users write are plain text.
+    plain_users: bool,
+}
+
+/// What [`Model::load`] is told.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions {
+    pub engine: engine::Options,
+    pub always_verify: bool,
+    pub plain_users: bool,
+}
+
+/// Requests that wait, unless the options say otherwise: the engine's own default.
+pub const MAX_QUEUE: usize = 1024;
+
+/// A prompt as the engine takes it.
+pub struct Tokens {
+    pub ids: Arc<[i32]>,
+    /// Output tokens that may follow.
+    pub max_tokens: u32,
+}
+
+impl Model {
+    /// Opens a plan. The tokenizer is read while the engine maps and checks the weights.
+    pub fn load(path: &Path, options: &LoadOptions) -> Result<Model, Failure> {
+        let plan = Plan::open(path, options.always_verify)?;
+        let bad = |message: String| Failure::new(Exit::Plan, format!("{}: {message}", path.display()));
+        let manifest = plan.entry("tsp/manifest").ok_or_else(|| bad("the plan has no manifest".into()))?;
+        let manifest: Manifest =
+            serde_json::from_slice(&manifest).map_err(|error| bad(format!("its manifest: {error}")))?;
+        let (engine, text) = std::thread::scope(|scope| {
+            let text = scope.spawn(|| open_text(&plan));
+            let engine = Engine::open(&plan, &options.engine);
+            (engine, text.join().unwrap_or_else(|_| Err("opening its text panicked".into())))
+        });
+        let (engine, text) = (engine?, text.map_err(bad)?);
+        let ModelFacts { name, vocab_size, eos_token_ids } = manifest.model;
+        let stats = engine.stats();
+        let seal = plan.entry("tsp/seal").unwrap_or_default();
+        let seal: String = seal.iter().take(5).map(|byte| format!("{byte:02x}")).collect();
+        let sequences = usize::try_from(options.engine.max_queue).ok().filter(|&queue| queue > 0).unwrap_or(MAX_QUEUE);
+        Ok(Model {
+            engine,
+            name,
+            limits: Limits { vocab_size, context: stats.context(), sequences },
+            fingerprint: format!("fp_{seal}_{}", stats.target_name()),
+            eos_token_ids,
+            token_bytes_max: text.tokenizer().token_bytes_max().max(1),
+            plain_users: options.plain_users,
+            text,
+        })
+    }
+
+    /// Token ids of a prompt, and how many may follow them. Takes milliseconds for long texts, and blocks while a chat is rendered.
+    pub fn tokens(&self, prompt: &Prompt, max_tokens: Option<u32>) -> Result<Tokens, ApiError> {
+        let param = if matches!(prompt, Prompt::Chat(_)) { "messages" } else { "prompt" };
+        let ids: Arc<[i32]> = self.encode(prompt)?.into();
+        if ids.is_empty() {
+            return Err(ApiError::field(
+                param,
+                "invalid_value",
+                format!("`{param}` is empty; at least one token is wanted"),
+            ));
+        }
+        let (num, context) = (ids.len(), self.limits.context as usize);
+        if num >= context {
+            return Err(self.too_long(param, &format!("{num} tokens")));
+        }
+        let room = (context - num) as u32;
+        let max_tokens = max_tokens.unwrap_or(room);
+        if max_tokens > room {
+            let total = num + max_tokens as usize;
+            let message = format!(
+                "the prompt has {num} tokens and max_tokens asks for {max_tokens} more, together {total}, but the context holds {context}: \
+                 shorten the prompt or lower max_tokens"
+            );
+            return Err(ApiError::field("max_tokens", "context_length_exceeded", message));
+        }
+        Ok(Tokens { ids, max_tokens })
+    }
+
+    /// Token ids of a prompt, however many.
+    pub fn encode(&self, prompt: &Prompt) -> Result<Vec<i32>, ApiError> {
+        let ids = match prompt {
+            Prompt::Ids(ids) => return Ok(ids.clone()),
+            Prompt::Text { text, add_special_tokens } => {
+                self.check_bytes("prompt", text.len())?;
+                let options = EncodeOptions { add_special_tokens: *add_special_tokens, ..EncodeOptions::default() };
+                self.text.tokenizer().encode(text, &options)
+            }
+            Prompt::Chat(chat) => self.text.render_ids(chat, self.plain_users).map_err(|error| match error {
+                TemplateError::Process(_) => ApiError::internal(error.to_string()),
+                TemplateError::Raised(message) => {
+                    let message = format!("the chat template refuses these messages: {message}");
+                    ApiError::field("messages", "invalid_value", message)
+                }
+                other => ApiError::field("messages", "invalid_value", other.to_string()),
+            })?,
+        };
+        Ok(ids.into_iter().map(u32::cast_signed).collect())
+    }
+
+    /// A text that cannot fit, whatever its tokens are, is not worth encoding.
+    fn check_bytes(&self, param: &str, bytes: usize) -> Result<(), ApiError> {
+        let least = bytes / self.token_bytes_max;
+        if least > self.limits.context as usize {
+            return Err(self.too_long(param, &format!("{bytes} bytes, at least {least} tokens")));
+        }
+        Ok(())
+    }
+
+    fn too_long(&self, param: &str, found: &str) -> ApiError {
+        let message = format!(
+            "the prompt has {found}, but the context holds {}, with at least one for the output: shorten the prompt",
+            self.limits.context
+        );
+        ApiError::field(param, "context_length_exceeded", message)
+    }
+
+    /// The tokens that end an output, ascending.
+    pub fn stop_tokens(&self, params: &Params) -> Arc<[i32]> {
+        let mut ids = params.stop_token_ids.clone();
+        if !params.ignore_eos {
+            ids.extend(&self.eos_token_ids);
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids.into()
+    }
+
+    /// The engine's request for one sequence: the `index`th of its HTTP request, whose seed it varies.
+    pub fn request(&self, tokens: &Tokens, params: &Params, seed: u64, index: usize) -> engine::Request {
+        let sampling = &params.sampling;
+        let bias = |&(token, bias): &(i32, f32)| ts_logit_bias { token, bias };
+        engine::Request {
+            prompt: tokens.ids.clone(),
+            max_tokens: tokens.max_tokens as i32,
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            repetition_penalty: sampling.repetition_penalty,
+            presence_penalty: sampling.presence_penalty,
+            frequency_penalty: sampling.frequency_penalty,
+            seed: seed.wrapping_add(index as u64),
+            logit_bias: sampling.logit_bias.iter().map(bias).collect(),
+            stop_tokens: params.stop_token_ids.as_slice().into(),
+            ignore_eos: params.ignore_eos,
+            num_logprobs: params.logprobs.map_or(-1, |count| count as i32),
+        }
+    }
+}
+
+/// The plan's text. Errors say what is wrong with it.
+fn open_text(plan: &Arc<Plan>) -> Result<Text, String> {
+    let tokenizer = plan.entry("tsp/text/tokenizer").ok_or("the plan has no tokenizer")?;
+    let template = plan.entry("tsp/text/template").unwrap_or_default();
+    let worker = ["/proc/self/exe", "text", "worker"].map(OsString::from).to_vec();
+    Text::open(tokenizer, &template, worker).map_err(|error| error.to_string())
+}
+
+/// A seed for a request that names none.
+pub fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(Instant::now())
+}
