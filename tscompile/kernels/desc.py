@@ -1,0 +1,246 @@
+"""What a kernel computes: one frozen dataclass for each group kind (tscompile/ir.py, GROUP_KINDS), with
+every constant.
+ Two groups with equal descriptions are one kernel. `text` is canonical, and the kernel's symbol is the hash
+of it.
+ A kernel's arguments, in the order of ts_args.ptr, are `args`. Buffers are dense and row-major: row r of a
+value [T, ...] begins at r * row_elements. Weights lie as tscompile/layout.py says: rows padded to 64 bytes,
+or tiles."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields, is_dataclass
+from typing import ClassVar
+
+from tscompile.layout import round_up
+
+HEAD_MULTIPLE = 32  # a head's elements in the KV cache are padded to this
+
+
+@dataclass(frozen=True)
+class Arg:
+    """One argument. roles: what the template calls it; more than one if the same value is read as several.
+    kind: buffer, weight or kv. written: the kernel writes it."""
+
+    roles: tuple[str, ...]
+    kind: str = "buffer"
+    written: bool = False
+
+
+def args_of(*words: str) -> tuple[Arg, ...]:
+    """Arguments in a short form: "x", "weight:weight", "kv:kv", "out!" (written), "x+delta" (one value, two
+    roles)."""
+    result = []
+    for word in words:
+        name, _, kind = word.rstrip("!").partition(":")
+        result.append(Arg(tuple(name.split("+")), kind or "buffer", word.endswith("!") or kind == "kv"))
+    return tuple(result)
+
+
+@dataclass(frozen=True)
+class KernelDesc:
+    """What all kinds share. `kind` is the group kind, and the template's name."""
+
+    kind: ClassVar[str]
+    args: tuple[Arg, ...]
+
+    @property
+    def text(self) -> str:
+        """Canonical: equal descriptions, equal texts."""
+        words = [self.kind, "args=" + ",".join("+".join(arg.roles) for arg in self.args)]
+        for field in fields(self):
+            if field.name != "args":
+                words.append(f"{field.name}={_word(getattr(self, field.name))}")
+        return " ".join(words)
+
+    @property
+    def symbol(self) -> str:
+        return f"{self.kind}_{hashlib.sha256(self.text.encode()).hexdigest()[:8]}"
+
+    def index(self, role: str) -> int:
+        """Position of `role` in ts_args.ptr."""
+        return next(i for i, arg in enumerate(self.args) if role in arg.roles)
+
+    def has(self, role: str) -> bool:
+        return any(role in arg.roles for arg in self.args)
+
+
+def _word(value: object) -> str:
+    """Exact, and the same on every machine."""
+    if isinstance(value, float):
+        return value.hex()
+    if isinstance(value, tuple):
+        return "(" + ",".join(_word(item) for item in value) + ")"
+    if is_dataclass(value):
+        return _word(tuple(getattr(value, field.name) for field in fields(value)))
+    return str(value)
+
+
+@dataclass(frozen=True)
+class Embed(KernelDesc):
+    """ids[T], table[vocab, width] of dtype -> out f32[T, width]. ids: token_ids or positions, of the batch.
+    layout: of the table, rows or tiles (when a linear reads the same weight). Roles: table, out."""
+
+    kind = "embed"
+    ids: str
+    width: int
+    dtype: str
+    layout: str
+
+
+@dataclass(frozen=True)
+class RmsNorm(KernelDesc):
+    """x f32[rows, heads, width] (+ delta) -> (sum f32,) out = x / sqrt(mean(x^2) + eps) * weight, of
+    out_dtype.
+
+    Roles: x, delta (if it adds), weight f32[width], sum (if something else reads x + delta), out."""
+
+    kind = "rms_norm"
+    rows: str  # T or L
+    heads: int
+    width: int
+    eps: float
+    out_dtype: str
+
+
+@dataclass(frozen=True)
+class Linear(KernelDesc):
+    """x[rows, fold, k] of dtype, weight[n, k] of dtype in tiles -> out[rows, fold, n] of out_dtype.
+
+    gather: row r is row logit_rows[r] of x, and rows is L. Roles: x, weight, bias f32[n] (if there is one),
+    out. swiglu: 0, or the width of the output, silu(gate) * up of interleaved 16-column tiles: then n is 2
+    * round_up(swiglu, 16)."""
+
+    kind = "linear"
+    rows: str  # T or L
+    gather: bool
+    fold: int
+    k: int
+    n: int
+    dtype: str
+    swiglu: int
+    out_dtype: str
+
+
+@dataclass(frozen=True)
+class QkvWrite(KernelDesc):
+    """qkv f32[T, (heads + 2 kv_heads) head_dim] -> q[T, heads, head_dim] of dtype, and k and v into the
+    cache of dtype.
+
+    Roles: qkv, q_norm f32[head_dim], k_norm f32[head_dim], table f32[max_context, rotary] (each if there is
+    one), kv, q. rotary: 0 without a table. Norms come before RoPE."""
+
+    kind = "qkv_write"
+    heads: int
+    kv_heads: int
+    head_dim: int
+    q_eps: float
+    k_eps: float
+    rotary: int
+    dtype: str
+    page_size: int
+
+
+@dataclass(frozen=True)
+class Attention(KernelDesc):
+    """q[T, heads, head_dim] of dtype, the layer's cache of dtype -> out[T, heads, head_dim] of out_dtype.
+    Causal.
+
+    window: 0, or how many keys a query sees, itself included. Roles: q, kv, out."""
+
+    kind = "attention"
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: str
+    page_size: int
+    scale: float
+    window: int
+    out_dtype: str
+
+
+@dataclass(frozen=True)
+class GatherRows(KernelDesc):
+    """x[T, width] of dtype -> out[L, width], row r being row logit_rows[r]. Roles: x, out."""
+
+    kind = "gather_rows"
+    width: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Rope(KernelDesc):
+    """x f32[T, heads, head_dim], table f32[max_context, rotary] -> out of out_dtype. Roles: x, table, out."""
+
+    kind = "rope"
+    heads: int
+    head_dim: int
+    rotary: int
+    out_dtype: str
+
+
+@dataclass(frozen=True)
+class KvWrite(KernelDesc):
+    """k[T, kv_heads, head_dim] of k_dtype, v of v_dtype -> the cache of dtype. Roles: kv, k, v."""
+
+    kind = "kv_write"
+    kv_heads: int
+    head_dim: int
+    k_dtype: str
+    v_dtype: str
+    dtype: str
+    page_size: int
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """What an elementwise kernel reads: the argument of role a<its number>. row: elements from one row of
+    the batch to the next; 0 for what all rows share, such as a weight."""
+
+    dtype: str
+    row: int
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation of a segment on values before it: its reads are numbered first, then its nodes. value:
+    of scale and shift."""
+
+    op: str
+    operands: tuple[int, ...]
+    value: float = 0.0
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`repeat` runs of `length` elements of a row. Run i begins at element start + i * stride of every
+    output.
+
+    reads: (leaf, first element, elements from run to run, step within a run: 1, or 0 for one element that
+    all take). results: for each output the value that it takes here."""
+
+    repeat: int
+    length: int
+    start: int
+    stride: int
+    reads: tuple[tuple[int, int, int, int], ...]
+    nodes: tuple[Node, ...]
+    results: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Elementwise(KernelDesc):
+    """A DAG of elementwise operations on rows of `row` elements. Roles: a0, a1, ... (the leaves), y0, y1,
+    ... (the outputs)."""
+
+    kind = "elementwise"
+    rows: str  # T, L, or 1 if all it reads is weights
+    row: int
+    leaves: tuple[Leaf, ...]
+    segments: tuple[Segment, ...]
+    out_dtypes: tuple[str, ...]
+
+
+def padded_head(head_dim: int) -> int:
+    """A head's elements in the KV cache."""
+    return round_up(head_dim, HEAD_MULTIPLE)

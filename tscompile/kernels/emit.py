@@ -1,0 +1,44 @@
+"""Description, configuration and target -> the C++ source of one kernel, from templates/cpu."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import jinja2
+
+from tscompile.kernels.chain import FUNCTIONS
+from tscompile.kernels.desc import KernelDesc
+from tscompile.kernels.select import Tiling
+from tscompile.kernels.target import Target
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+# Beside the package in a clone; installed, the wheel has them there too.
+TEMPLATES = ROOT / "templates" / "cpu"
+LAUNCH_ABI = ROOT / "csrc" / "launch_abi.h"
+
+
+def emit(desc: KernelDesc, tiling: Tiling, target: Target) -> str:
+    """The source, self-contained but for the headers of `headers()`. It defines the symbol desc.symbol and
+    nothing else visible."""
+    template = _environment().get_template(f"{desc.kind}.cpp.j2")
+    return template.render(d=desc, t=tiling, target=target, sym=desc.symbol, functions=FUNCTIONS)
+
+
+@cache
+def headers() -> dict[str, str]:
+    """What the sources include, by name."""
+    files = [*sorted(TEMPLATES.glob("*.h")), LAUNCH_ABI]
+    return {path.name: path.read_text() for path in files}
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )

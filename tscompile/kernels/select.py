@@ -1,0 +1,82 @@
+"""How a kernel computes: a tile configuration for a description and a target, from a small cost model.
+ Pure and deterministic: it knows the target's registers and caches, never this machine's. No configuration
+changes a result's bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tscompile.kernels.desc import Attention, KernelDesc, Linear, padded_head
+from tscompile.kernels.target import Target
+from tscompile.layout import round_up
+
+# Register tiles (rows, columns of 16) in the order of trial: accumulators for even and odd elements, the
+# right operand, a broadcast. AVX2 has 16 registers, two a vector; AVX-512 has 32. Few rows take more
+# columns: independent chains, and streams of weights.
+VARIANTS_AVX2 = ((3, 1), (2, 1), (1, 2), (1, 1))
+VARIANTS_AVX512 = ((12, 1), (8, 1), (6, 2), (6, 1), (4, 2), (4, 1), (2, 4), (2, 1), (1, 4), (1, 1))
+AMX_ROWS = 8  # fewer rows do not fill a tile: the vectors are faster
+
+
+@dataclass(frozen=True)
+class LinearTiling:
+    """rows of x held at once (f32, or AMX tiles); tiles of 16 columns accumulated at once; chunks of 32
+    elements of K multiplied before the next tile; variants of the register tile; amx_rows: as many and more
+    go through AMX."""
+
+    rows: int
+    tiles: int
+    chunks: int
+    variants: tuple[tuple[int, int], ...]
+    amx: bool
+    amx_rows: int = AMX_ROWS
+
+
+@dataclass(frozen=True)
+class AttentionTiling:
+    """rows: (token, head) pairs that read a page of K and V together."""
+
+    rows: int
+    variants: tuple[tuple[int, int], ...]
+    amx: bool
+    amx_rows: int = AMX_ROWS
+
+
+@dataclass(frozen=True)
+class RowTiling:
+    """Kernels that go row by row have nothing to choose."""
+
+
+Tiling = LinearTiling | AttentionTiling | RowTiling
+
+
+def choose(desc: KernelDesc, target: Target) -> Tiling:
+    """The configuration of `desc` on `target`."""
+    variants = VARIANTS_AVX512 if target.lanes512 else VARIANTS_AVX2
+    if isinstance(desc, Linear):
+        amx = target.amx and desc.dtype == "bf16"
+        return _linear(desc.k, target.l2_bytes, variants, amx)
+    if isinstance(desc, Attention):
+        amx = target.amx and desc.dtype == "bf16"
+        return AttentionTiling(_attention_rows(desc), variants, amx)
+    return RowTiling()
+
+
+def _linear(k: int, l2_bytes: int, variants: tuple[tuple[int, int], ...], amx: bool) -> LinearTiling:
+    """x's rows take half of L2 and stay there while the weights stream past, so that each weight is read
+    once for all of them.
+
+    AMX needs four operand tiles for 64 cycles of products: with the two weight tiles' 16 chunks (32 KB) in
+    L1, x comes from L2 in half that time. The vectors need a tenth of it, and take deeper runs, which store
+    accumulators less often."""
+    step, most, element = (32, 256, 2) if amx else (max(r for r, _ in variants), 96, 4)
+    fitting = l2_bytes // 2 // (element * round_up(k, 32))
+    rows = min(max(fitting // step * step, step), most)
+    return LinearTiling(rows, 8, 16 if amx else 32, variants, amx)
+
+
+def _attention_rows(desc: Attention) -> int:
+    """Few enough that q, p and the accumulator (f32) stay in L2 beside a page of K and V; a multiple of 16
+    for tiles."""
+    row_bytes = 4 * (2 * padded_head(desc.head_dim) + desc.page_size)
+    return min(max((96 << 10) // row_bytes // 16 * 16, 16), 64)

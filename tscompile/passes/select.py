@@ -1,0 +1,37 @@
+"""select: for each target, each group's kernel and how it is tiled, and each weight's layout.
+ Takes the fused build.graph and the options' targets (this machine's best if none is named). Gives
+build.targets: symbols, layouts, and kernels, a list of `Selected`, one a distinct description."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tscompile.build import Build, TargetBuild
+from tscompile.kernels.desc import KernelDesc
+from tscompile.kernels.groups import describe, layouts_of
+from tscompile.kernels.host import best_target
+from tscompile.kernels.select import Tiling, choose
+from tscompile.kernels.target import find_target
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A kernel of one target."""
+
+    desc: KernelDesc
+    tiling: Tiling
+
+
+def run(build: Build) -> None:
+    groups = build.graph.groups()
+    layouts = layouts_of(groups)
+    descriptions = {group.name: describe(group, layouts) for group in groups}
+    distinct = {desc.symbol: desc for desc in descriptions.values()}
+    for name in build.options.targets or (best_target(),):
+        target = find_target(name)
+        build.targets[name] = TargetBuild(
+            name,
+            symbols={group: desc.symbol for group, desc in descriptions.items()},
+            layouts=dict(layouts),
+            kernels=[Selected(desc, choose(desc, target)) for desc in distinct.values()],
+        )
