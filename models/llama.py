@@ -50,7 +50,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: Config, hidden_size: int) -> None:
         super().__init__()
-        config.choice("hidden_act", ("silu",))
+        config.choice("hidden_act", ("silu",), default="silu")
         intermediate_size = config.integer("intermediate_size")
         bias = config.flag("mlp_bias", False)
         self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)

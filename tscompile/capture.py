@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 import torch
 from torch import fx, nn
 
-from tscompile.errors import CompileError
+from tscompile.errors import CompileError, Source
 from tscompile.ir import BATCH_ARRAYS, Attr, Graph, Op, Shape, Sym, Value, Weight
 from tscompile.lower import FUNCTIONS, METHODS, MODULES
 from tscompile.mesh import Mesh
-from tscompile.models import calling_line, user_code
+from tscompile.models import calling_line, shown, user_code
 from tscompile.nn import Boundary
 from tscompile.ops import ShapeError, lookup
 from tscompile.ops.base import text_of
@@ -106,8 +106,13 @@ class Builder:
         self._names.add(unique)
         return unique
 
-    def source(self) -> Any:
+    def source(self) -> Source | None:
         return calling_line(self.model_path)
+
+    def forward_line(self, model: nn.Module) -> Source:
+        """Where the model's forward begins."""
+        code = type(model).forward.__code__
+        return Source(shown(Path(code.co_filename)), code.co_firstlineno)
 
     def batch_array(self, name: str) -> Value:
         """A batch array as graph input, made at first use."""
@@ -221,6 +226,8 @@ class Tracer(fx.Tracer):
         """Traced values -> graph values, through containers."""
         if isinstance(x, Tensor):
             return x.value
+        if isinstance(x, fx.Proxy):  # x.attribute, not called
+            raise CompileError(f"the attribute {getattr(x, 'attr', '?')} is not supported: shape, ndim and dtype are")
         if isinstance(x, (tuple, list)):
             return type(x)(self.unwrap(item) for item in x)
         if isinstance(x, dict):
@@ -242,7 +249,8 @@ class Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         """fx asks for this only for what forward returns."""
         if not isinstance(a, Tensor):
-            raise CompileError(f"Model.forward returns {type(a).__name__}, wanted the logits [T, vocab_size]")
+            what = f"Model.forward returns {type(a).__name__}, wanted the logits [T, vocab_size]"
+            raise CompileError(what, self.builder.forward_line(self.root))
         self.result = a.value
         return a.node
 
@@ -262,15 +270,16 @@ def capture(model: nn.Module, builder: Builder) -> Graph:
     }
     builder.path.append("")
     tracer = Tracer(builder)
+    where = builder.forward_line(model)
+    arguments = list(inspect.signature(model.forward).parameters)
+    if len(arguments) != 1:
+        raise CompileError(f"Model.forward takes {', '.join(arguments) or 'nothing'}, wanted token_ids alone", where)
     with user_code(builder.model_path):
-        arguments = list(inspect.signature(model.forward).parameters)
-        if len(arguments) != 1:
-            raise CompileError(f"Model.forward takes {arguments}, wanted token_ids alone")
         tracer.trace(model)
     logits = tracer.result
     if logits is None or len(logits.shape) != 2 or logits.shape[0] != Sym("T"):
         raise CompileError(
-            f"Model.forward returns {text_of(logits.shape) if logits else None}, wanted [T, vocab_size]"
+            f"Model.forward returns {text_of(logits.shape) if logits else None}, wanted [T, vocab_size]", where
         )
     graph = builder.graph
     graph.outputs = builder.emit("gather_rows", [logits, builder.batch_array("logit_rows")], name="logits")

@@ -17,10 +17,16 @@ from tscompile.price import Prices
 
 WIDE = {"num_attention_heads": 8, "num_key_value_heads": 8, "intermediate_size": 160}
 CASES: dict[str, tuple[Spec, int]] = {
-    **{f"{name} tp=2": (SPECS[name], 2) for name in ("llama-gqa-tied", "llama-biases", "mistral-window", "qwen3-tied")},
+    **{
+        f"{name} tp=2": (SPECS[name], 2)
+        for name in ("llama-gqa-tied", "llama-biases", "mistral-window", "qwen3-tied")
+    },
     "llama wide tp=4": (Spec("llama", {**WIDE, "vocab_size": 300}), 4),
     "qwen3 wide tp=8": (Spec("qwen3", {**WIDE, "head_dim": 32, "tie_word_embeddings": True}), 8),
-    "llama, sizes that do not divide, tp=4": (Spec("llama", {**WIDE, "vocab_size": 509, "intermediate_size": 90}), 4),
+    "llama, sizes that do not divide, tp=4": (
+        Spec("llama", {**WIDE, "vocab_size": 509, "intermediate_size": 90}),
+        4,
+    ),
 }
 # What wires and latencies cost decides which collectives there are; every choice must be right.
 PRICES = {"slow links": Prices(), "fast links": Prices(collective_s=1e-8, link_bytes_per_s=1e12)}
@@ -38,7 +44,9 @@ def rank_logits(build: Build, tokens: list[int], chunks: list[int]) -> torch.Ten
 
 @pytest.mark.parametrize("prices", PRICES)
 @pytest.mark.parametrize("case", CASES)
-def test_every_rank_gives_what_one_gives(case: str, prices: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_rank_gives_what_one_gives(
+    case: str, prices: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec, ranks = CASES[case]
     saved(spec, tmp_path)
     tokens, chunks = torch.randint(300, (37,)).tolist(), [33, 1, 3]
@@ -56,7 +64,8 @@ def test_kv_heads_that_do_not_divide(tmp_path: Path) -> None:
     with pytest.raises(CompileError) as error:
         captured(tmp_path, tp=4)
     assert str(error.value) == (
-        "models/llama.py:45: tp=4 does not divide the 2 KV heads of %layers.0.self_attn.attention.kv: tp can be 1, 2"
+        "models/llama.py:45: tp=4 does not divide the 2 KV heads of %layers.0.self_attn.attention.kv: "
+        "tp can be 1, 2"
     )
 
 

@@ -1,0 +1,15 @@
+"""Passes are tested in the order of the pipeline, so that --update-golden writes what the next test reads."""
+
+from __future__ import annotations
+
+import pytest
+
+from tscompile.pipeline import ALL
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem.removeprefix("test_")
+        return ALL.index(name) if item.path.parent.name == "passes" and name in ALL else -1
+
+    items.sort(key=place)

@@ -1,0 +1,44 @@
+"""collectives: what realises each pair of placements."""
+
+from __future__ import annotations
+
+import golden
+import pytest
+
+from tscompile.errors import InternalError
+from tscompile.ir import Op, Value
+from tscompile.passes import collectives
+
+
+def test_golden(request: pytest.FixtureRequest) -> None:
+    build = golden.after("reshard", collectives.run)
+    golden.check("collectives", build.graph, request)
+    assert not any(op.kind == "redistribute" for op in build.graph.ops)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "kind"),
+    [
+        ("P(sum)", "R", "all_reduce"),
+        ("P(max)", "R", "all_reduce"),
+        ("P(sum)", "S(1)", "reduce_scatter"),
+        ("S(1)", "R", "all_gather"),
+        ("R", "S(1)", "slice"),
+        ("S(1)", "S(2)", "all_to_all"),
+    ],
+)
+def test_every_pair(source: str, target: str, kind: str) -> None:
+    assert realised(source, target) == kind
+
+
+def test_a_pair_without_one() -> None:
+    with pytest.raises(InternalError, match=r"no collective leads from R to P\(sum\), at %y"):
+        realised("R", "P(sum)")
+
+
+def realised(source: str, target: str) -> str:
+    graph = golden.read("reshard")
+    x, y = Value("x", (4, 4, 4), "f32"), Value("y", (4, 4, 4), "f32")
+    graph.ops = [Op("redistribute", [x], [y], {"axis": "tp", "source": source, "target": target})]
+    collectives.run(golden.build_of(graph))
+    return graph.ops[0].kind
