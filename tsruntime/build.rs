@@ -30,19 +30,20 @@ fn main() {
     println!("cargo::rustc-link-lib=stdc++");
 }
 
-/// A program on PATH, else of the repository's environment.
+/// A program of the repository's environment, else on PATH: the same one whoever builds, so that nothing is built twice.
 fn tool(name: &str, bin: &Path) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).chain([bin.to_owned()]).map(|folder| folder.join(name)).find(|file| file.is_file())
+    std::iter::once(bin.to_owned())
+        .chain(env::split_paths(&path))
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
 }
 
 /// A Python that has the C++ dependencies: they are packages of its index.
 fn python(bin: &Path) -> PathBuf {
     println!("cargo::rerun-if-env-changed=TS_PYTHON");
-    println!("cargo::rerun-if-env-changed=VIRTUAL_ENV");
     let given = env::var_os("TS_PYTHON").map(PathBuf::from);
-    let active = env::var_os("VIRTUAL_ENV").map(|folder| PathBuf::from(folder).join("bin/python"));
-    let candidates = given.into_iter().chain(active).chain([PathBuf::from("python3"), bin.join("python")]);
+    let candidates = given.into_iter().chain([bin.join("python"), PathBuf::from("python3")]);
     let has = |python: &PathBuf| {
         let output = Command::new(python).args(["-c", "import nlohmann_json"]).output();
         output.is_ok_and(|output| output.status.success())

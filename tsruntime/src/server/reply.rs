@@ -71,7 +71,7 @@ impl Reply {
 
     /// A chunk with what is new of one output.
     pub fn chunk(&mut self, index: usize, delta: &Delta) -> Value {
-        let logprobs = self.logprobs(index, delta);
+        let logprobs = if delta.tokens.is_empty() { Value::Null } else { self.logprobs(index, delta) };
         let finish = delta.finish.map(|finish| finish.name());
         let choice = match self.api {
             Api::Chat => {
