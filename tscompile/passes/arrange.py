@@ -14,11 +14,11 @@ from typing import Any
 from tscompile.build import Build, Options, TargetBuild
 from tscompile.errors import CompileError, InternalError
 from tscompile.ir import DTYPES, Graph, Group, Sym, Value, Weight
+from tscompile.kernels.desc import padded_head
 from tscompile.layout import ALIGN, round_up
 from tscompile.passes.pack import Packed
 
 LAUNCH_ABI = 1  # csrc/launch_abi.h, TS_LAUNCH_ABI
-HEAD_DIM_MULTIPLE = 32  # a head's elements in the KV cache: K of the q.k product, padded as every K is
 
 
 @dataclass
@@ -88,7 +88,7 @@ def page_bytes(graph: Graph, page_size: int) -> int:
         heads, head_dim = state.shape
         assert isinstance(heads, int)
         assert isinstance(head_dim, int)
-        sizes.append(2 * heads * round_up(head_dim, HEAD_DIM_MULTIPLE) * page_size * DTYPES[state.dtype])
+        sizes.append(2 * heads * padded_head(head_dim) * page_size * DTYPES[state.dtype])
     if not max(sizes):
         raise CompileError("the model has no PagedAttention: nothing in it depends on the context")
     return max(sizes)
