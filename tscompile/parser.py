@@ -185,7 +185,10 @@ class _Parser:
                 text += f"({self.tokens[self.at].text})"
                 self.at += 1
                 self.take("mark", ")")
-            found[axis] = parse_placement(text)
+            try:
+                found[axis] = parse_placement(text)
+            except ValueError as error:
+                raise ParseError(f"line {self.next.line}: {error}") from None
         return found
 
     def uses(self) -> list[Value]:
