@@ -3,6 +3,7 @@ however the prompt was chunked, whether its prefix was cached, with any number o
 and on any of the CPU targets."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import checkpoints
@@ -51,7 +52,7 @@ def requests(vocab_size: int) -> list[Request]:
         Request(prompt(3), logit_bias=[(5, 4.0), (9, -100.0)], temperature=1.0, seed=6, max_tokens=20),
         Request(prompt(130), temperature=0.8, top_p=0.95, top_k=50, min_p=0.01, seed=7, max_tokens=40),
     ]
-    return [Request(**{**vars(r), "num_logprobs": NUM_LOGPROBS, "ignore_eos": True}) for r in made]
+    return [replace(request, num_logprobs=NUM_LOGPROBS, ignore_eos=True) for request in made]
 
 
 def outputs(answers: list[Answer]) -> list[tuple[object, ...]]:
@@ -104,12 +105,17 @@ def test_prefixes_cached(plan: Path, asked: list[Request], alone: list[tuple[obj
         assert [answer.num_cached for answer in again] == whole_pages
 
 
-def test_preempted(plan: Path, asked: list[Request], alone: list[tuple[object, ...]]) -> None:
-    """Ten pages hold the longest request and little more."""
-    with Engine(plan, num_pages=10, prefix_cache=True) as engine:
-        assert outputs(engine.generate(asked)) == alone
-        assert engine.stats().num_preemptions > 0
-        assert engine.stats().num_pages_free + engine.stats().num_pages_cached == 10
+def test_preempted(plan: Path, asked: list[Request]) -> None:
+    """They start within a page each and grow to four; there are nine."""
+    growing = [replace(r, prompt=r.prompt[: 5 + i], max_tokens=100) for i, r in enumerate(asked)]
+    with Engine(plan, num_threads=1, prefix_cache=False) as engine:
+        alone = outputs([answer for request in growing for answer in engine.generate([request])])
+    for prefix_cache in (False, True):
+        with Engine(plan, num_pages=9, prefix_cache=prefix_cache) as engine:
+            assert outputs(engine.generate(growing)) == alone
+            stats = engine.stats()
+            assert stats.num_preemptions > 0
+            assert stats.num_pages_free + stats.num_pages_cached == 9
 
 
 def runnable(plan: Path) -> Iterator[str]:
