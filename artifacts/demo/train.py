@@ -13,6 +13,8 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +44,28 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--chat-share", type=float, default=0.15, help="part of the sequences that are dialogues")
     p.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
     p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--threads", type=int, default=2, help="at most; one is used while that is faster")
     p.add_argument("--no-compile", action="store_true", help="run without torch.compile")
     p.add_argument("--export-only", action="store_true")
     return p.parse_args()
+
+
+class Threads:
+    """On a busy machine many threads in lockstep can be slower than one: keeps to what was faster last."""
+
+    def __init__(self, most: int) -> None:
+        self.seconds = {most: 0.0} | ({1: math.inf} if most > 1 else {})
+
+    @contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """Runs one step with the better count, or, once in 40 steps, with the other, and times it."""
+        best = min(self.seconds, key=lambda n: self.seconds[n])
+        other = next((n for n in self.seconds if n != best), best)
+        count = other if number % 40 == 39 else best
+        torch.set_num_threads(count)
+        begun = time.monotonic()
+        yield
+        self.seconds[count] = time.monotonic() - begun
 
 
 class Trainer:
@@ -127,6 +147,7 @@ def train(trainer: Trainer, corpus: Corpus) -> None:
     args = trainer.args
     loss_of = loss_function(trainer.model, not args.no_compile)
     held_out = torch.from_numpy(corpus.validation(VALIDATION_WINDOWS // args.rows * args.rows))
+    threads = Threads(args.threads)
     running, last_save = 0.0, trainer.seconds
     print(
         f"{sum(p.numel() for p in trainer.model.parameters())} parameters; {json.dumps(corpus.sizes)}",
@@ -134,9 +155,10 @@ def train(trainer: Trainer, corpus: Corpus) -> None:
     )
     begun = time.monotonic() - trainer.seconds
     while trainer.progress < 1:
-        loss = loss_of(torch.from_numpy(corpus.batch(trainer.step, args.rows)))
-        loss.backward()
-        trainer.update()
+        with threads.step(trainer.step):
+            loss = loss_of(torch.from_numpy(corpus.batch(trainer.step, args.rows)))
+            loss.backward()
+            trainer.update()
         running = loss.item() if running == 0 else 0.98 * running + 0.02 * loss.item()
         trainer.seconds = time.monotonic() - begun
         done = trainer.progress >= 1
