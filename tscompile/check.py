@@ -12,7 +12,7 @@ from tscompile.build import Build
 from tscompile.errors import InternalError
 from tscompile.interpret import Interpreter, Sequences
 from tscompile.mesh import Mesh
-from tscompile.passes import capture, precision, reshard
+from tscompile.passes import capture, precision, propagate, reshard
 
 TOLERANCE = {"f32": 1e-4, "bf16": 3e-2}  # relative to the largest logit: sums are taken in another order
 PROMPT, STEPS = 12, 3
@@ -22,7 +22,7 @@ def verify_build(build: Build) -> dict[str, Any]:
     """Compares logits of a prompt and some steps after it. The largest difference relative to the largest
     logit, by the tolerance it was held to. InternalError if it is larger: a pass has changed the model."""
     one = dataclasses.replace(build, mesh=Mesh(), receipts=[])
-    for step in (capture, precision, reshard):
+    for step in (capture, precision, propagate, reshard):
         step.run(one)
     expected = _logits(one, Mesh())[0]
     worst = 0.0

@@ -192,7 +192,7 @@ def _powers(theta: float, rotary: int) -> Tensor:
     bit."""
     exponents = (torch.arange(0, rotary, 2, dtype=torch.float32) / rotary).tolist()
     try:
-        rounded = [struct.unpack("f", struct.pack("f", theta**exponent))[0] for exponent in exponents]
+        rounded = [struct.unpack("<f", struct.pack("<f", theta**exponent))[0] for exponent in exponents]
     except OverflowError:
         raise CompileError(f"the rope's rope_theta {theta} is too large") from None
     return torch.tensor(rounded, dtype=torch.float32)
