@@ -227,7 +227,9 @@ class Tracer(fx.Tracer):
         if isinstance(x, Tensor):
             return x.value
         if isinstance(x, fx.Proxy):  # x.attribute, not called
-            raise CompileError(f"the attribute {getattr(x, 'attr', '?')} is not supported: shape, ndim and dtype are")
+            raise CompileError(
+                f"the attribute {getattr(x, 'attr', '?')} is not supported: shape, ndim and dtype are"
+            )
         if isinstance(x, (tuple, list)):
             return type(x)(self.unwrap(item) for item in x)
         if isinstance(x, dict):
@@ -273,13 +275,16 @@ def capture(model: nn.Module, builder: Builder) -> Graph:
     where = builder.forward_line(model)
     arguments = list(inspect.signature(model.forward).parameters)
     if len(arguments) != 1:
-        raise CompileError(f"Model.forward takes {', '.join(arguments) or 'nothing'}, wanted token_ids alone", where)
+        raise CompileError(
+            f"Model.forward takes {', '.join(arguments) or 'nothing'}, wanted token_ids alone", where
+        )
     with user_code(builder.model_path):
         tracer.trace(model)
     logits = tracer.result
     if logits is None or len(logits.shape) != 2 or logits.shape[0] != Sym("T"):
         raise CompileError(
-            f"Model.forward returns {text_of(logits.shape) if logits else None}, wanted [T, vocab_size]", where
+            f"Model.forward returns {text_of(logits.shape) if logits else None}, wanted [T, vocab_size]",
+            where,
         )
     graph = builder.graph
     graph.outputs = builder.emit("gather_rows", [logits, builder.batch_array("logit_rows")], name="logits")

@@ -24,8 +24,8 @@ class Prices:
     sizes: tuple[tuple[str, int], ...] = (("T", 64), ("S", 16), ("L", 16), ("P", 16), ("context", 1024))
 
     def op(self, op: Op, parts: int) -> float:
-        """Computing and reading, split into `parts` equal ones (1: every rank does all of it). Elementwise ops are
-        free: they become part of their neighbours' kernels."""
+        """Computing and reading, split into `parts` equal ones (1: every rank does all of it). Elementwise
+        ops are free: they become part of their neighbours' kernels."""
         definition, sizes = lookup(op.kind), dict(self.sizes)
         if definition.elementwise:
             return 0.0
