@@ -14,9 +14,10 @@ namespace ts {
 
 /// An invariant of ours, checked in every build: a broken page table must stop the process before it mixes two users' tokens.
 /// For what callers may get wrong, throw Error.
-#define TS_ASSERT(condition, why)                                                                               \
-  do {                                                                                                          \
-    if (__builtin_expect(!(condition), 0)) {                                                                    \
-      ::ts::check_failed(#condition, why, __FILE_NAME__, __LINE__); /* NOLINT(bugprone-lambda-function-name) */ \
-    }                                                                                                           \
+#define TS_ASSERT(condition, why)                                   \
+  do {                                                              \
+    if (condition) [[likely]] {                                     \
+    } else {                                                        \
+      ::ts::check_failed(#condition, why, __FILE_NAME__, __LINE__); \
+    }                                                               \
   } while (false)

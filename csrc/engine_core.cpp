@@ -10,8 +10,6 @@
 namespace ts {
 namespace {
 
-constexpr size_t kEventBound = 8192;
-
 uint64_t now_ns() {
   const auto now = std::chrono::steady_clock::now().time_since_epoch();
   return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(now).count());
@@ -46,7 +44,7 @@ EngineCore::EngineCore(const EngineOptions &options, RunStep run)
     : options_(options),
       limits_(limits_of(options)),
       run_(std::move(run)),
-      events_(kEventBound),
+      events_(static_cast<size_t>(options.max_events)),
       scheduler_(std::make_unique<Scheduler>(options.scheduler)),
       sampler_(options.vocab_size) {
   published_.num_pages = published_.num_pages_free = options.scheduler.num_pages;
@@ -132,7 +130,7 @@ void EngineCore::loop() {
       events_.wait_for_room();
       open = drain();
       step();
-      publish();
+      publish(scheduler_->num_running());
     } catch (const std::exception &e) {
       start_over(e.what());
     } catch (...) {
@@ -174,6 +172,7 @@ void EngineCore::step() {
   if (batch) {
     schedule_ns_ += now_ns() - begin;
     ++num_steps_;
+    publish(batch->arrays().num_seqs);  // cancelled requests and room in the queue need not wait for the step
     run(std::move(*batch));
     step_ns_ += now_ns() - begin;
   }
@@ -218,8 +217,8 @@ void EngineCore::sample(const Batch &batch, const Logits &logits) {
   }
 }
 
-/// Publishes what the step has changed. A request's id is free again before its last event can be seen.
-void EngineCore::publish() {
+/// Publishes what has changed. A request's id is free again before its last event can be seen.
+void EngineCore::publish(int32_t num_running) {
   scheduler_->take_finished(finished_);
   for (const Finished &f : finished_) {
     outbox_.push_back(finished_event(f.id(), f.finish(), f.num_cached(), f.message()));
@@ -230,7 +229,7 @@ void EngineCore::publish() {
     for (const Finished &f : finished_) live_.erase(f.id());
     ts_stats &s = published_;
     s.num_waiting = scheduler_->num_waiting();
-    s.num_running = scheduler_->num_running();
+    s.num_running = num_running;
     s.num_pages_free = scheduler_->pool().num_blank();
     s.num_pages_cached = scheduler_->pool().num_idle();
     s.num_steps = num_steps_;
@@ -267,7 +266,7 @@ void EngineCore::start_over(const std::string &reason) {
       }
     }
   }
-  publish();
+  publish(0);
 }
 
 }  // namespace ts

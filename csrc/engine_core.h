@@ -32,7 +32,8 @@ using RunStep = std::function<Logits(const ts_batch &)>;
 struct EngineOptions {
   SchedulerOptions scheduler;
   int32_t vocab_size = 0;
-  int32_t max_queue = 1024;  ///< requests waiting
+  int32_t max_queue = 1024;   ///< requests waiting
+  int32_t max_events = 8192;  ///< events not polled, from which on no step begins
   std::vector<int32_t> eos_token_ids;
 };
 
@@ -73,7 +74,7 @@ class EngineCore {
   void run(Batch &&batch);
   void sample(const Batch &batch, const Logits &logits);
   void collect_finished();
-  void publish();
+  void publish(int32_t num_running);
   void start_over(const std::string &reason);
 
   const EngineOptions options_;

@@ -26,14 +26,12 @@ Prefilling Transition::apply(Prefilling &&s, Chunk &&e) {
 }
 
 Decoding Transition::apply(Prefilling &&s, Token &&e) {
-  return decode(std::move(s.sequence_), std::move(s.context_), std::move(e));
+  return decode(std::move(s.sequence_), std::move(s.context_), e);
 }
 
-Decoding Transition::apply(Decoding &&s, Token &&e) {
-  return decode(std::move(s.sequence_), std::move(s.context_), std::move(e));
-}
+Decoding Transition::apply(Decoding &&s, Token &&e) { return decode(std::move(s.sequence_), std::move(s.context_), e); }
 
-Decoding Transition::decode(std::unique_ptr<Sequence> sequence, Context context, Token &&e) {
+Decoding Transition::decode(std::unique_ptr<Sequence> sequence, Context context, const Token &e) {
   Sequence &s = *sequence;
   context.seal(e.cache, s, s.num_tokens(), e.row);
   s.num_reached = std::max(s.num_reached, s.num_tokens());

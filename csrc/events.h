@@ -62,7 +62,7 @@ class Transition {
 
  private:
   static Prefilling admit(std::unique_ptr<Sequence> sequence, Admit &&e);
-  static Decoding decode(std::unique_ptr<Sequence> sequence, Context context, Token &&e);
+  static Decoding decode(std::unique_ptr<Sequence> sequence, Context context, const Token &e);
 
   template <class Running>
   static Preempted preempt(Running &&state) {

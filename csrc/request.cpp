@@ -46,11 +46,11 @@ void Sequence::hash_full_pages() {
   }
 }
 
-ts_finish Sequence::finish() const {
+std::optional<ts_finish> Sequence::finish() const {
   TS_ASSERT(num_outputs() > 0, "an output ends after its first token");
   if (std::binary_search(stop_tokens.begin(), stop_tokens.end(), tokens.back())) return TS_FINISH_STOP;
   if (num_outputs() == max_tokens) return TS_FINISH_LENGTH;
-  return ts_finish{};
+  return std::nullopt;
 }
 
 // ---- checks ---------------------------------------------------------------------------------------------------------

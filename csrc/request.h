@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -77,8 +78,8 @@ struct Sequence {
 
   void hash_full_pages();  ///< brings `hashes` up to `tokens`
 
-  /// Why the output ends with its last token; 0 if it goes on.
-  ts_finish finish() const;
+  /// Why the output ends with its last token, if it does.
+  std::optional<ts_finish> finish() const;
 };
 
 constexpr int32_t num_pages_for(int32_t num_tokens, int32_t page_size) {

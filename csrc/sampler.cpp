@@ -60,7 +60,7 @@ Best find_best(std::span<const float> x) {
 }
 
 std::string not_finite(std::span<const float> logits, uint64_t position) {
-  const auto bad = std::find_if(logits.begin(), logits.end(), [](float x) { return !(x - x == 0.0F); });
+  const auto bad = std::find_if(logits.begin(), logits.end(), [](float x) { return !std::isfinite(x); });
   std::ostringstream message;
   message << "the model's logits for output token " << position << " are not finite: that of token "
           << bad - logits.begin() << " is " << *bad;

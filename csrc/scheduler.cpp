@@ -13,6 +13,14 @@ const Sequence &sequence_of(const std::variant<Queued, Preempted> &waiting) {
   return std::visit([](const auto &state) -> const Sequence & { return state.sequence(); }, waiting);
 }
 
+/// Applies an event to whichever state it is: each of them must accept it, with the same outcome.
+template <class Event, class... States>
+auto next(std::variant<States...> &&state, Event &&event) {
+  return std::visit(
+      [&](auto &&s) { return Transition::apply(std::forward<decltype(s)>(s), std::forward<Event>(event)); },
+      std::move(state));
+}
+
 }  // namespace
 
 // ---- batch ----------------------------------------------------------------------------------------------------------
@@ -69,15 +77,14 @@ void Scheduler::cancel(uint64_t id) {
   TS_ASSERT(!in_flight_, "a request in a batch in flight cannot be cancelled");
   for (int32_t r = 0; r < num_running(); ++r) {
     if (running(r).sequence().id != id) continue;
-    finish(std::visit([](auto &&state) { return Transition::apply(std::move(state), Cancel{}); },
-                      std::move(running(r).state)));
+    finish(next(std::move(running(r).state), Cancel{}));
     remove(r);
     return;
   }
   const auto found =
       std::find_if(waiting_.begin(), waiting_.end(), [id](const auto &w) { return sequence_of(w).id == id; });
   if (found == waiting_.end()) return;
-  finish(std::visit([](auto &&state) { return Transition::apply(std::move(state), Cancel{}); }, std::move(*found)));
+  finish(next(std::move(*found), Cancel{}));
   waiting_.erase(found);
   pages_short_ = false;
 }
@@ -179,9 +186,7 @@ bool Scheduler::admit_one(int32_t &left) {
 
   const bool first_time = std::holds_alternative<Queued>(waiting_.front());
   const std::span<int32_t> row = arrays_.row(num_running());
-  Prefilling state =
-      std::visit([&](auto &&waiting) { return Transition::apply(std::move(waiting), Admit{std::move(prefix), row}); },
-                 std::move(waiting_.front()));
+  Prefilling state = next(std::move(waiting_.front()), Admit{std::move(prefix), row});
   waiting_.pop_front();
   if (first_time) counters_.num_prompt_tokens += static_cast<uint64_t>(state.sequence().num_prompt);
 
@@ -235,21 +240,17 @@ void Scheduler::advance(int32_t r, std::span<Outcome> outcomes, size_t &next_out
   }
   Outcome &outcome = outcomes[next_outcome++];
   if (!outcome.error.empty()) {
-    finish(std::visit(
-        [&](auto &&state) { return Transition::apply(std::move(state), Fail{cache_, std::move(outcome.error)}); },
-        std::move(seq.state)));
+    finish(next(std::move(seq.state), Fail{cache_, std::move(outcome.error)}));
     seq.num_tokens = 0;
     return;
   }
-  Decoding decoding =
-      std::visit([&](auto &&state) { return Transition::apply(std::move(state), Token{cache_, row, outcome.token}); },
-                 std::move(seq.state));
+  Decoding decoding = next(std::move(seq.state), Token{cache_, row, outcome.token});
   ++counters_.num_output_tokens;
   if (decoding.sequence().num_outputs() == 1) {
     counters_.num_cached_tokens += static_cast<uint64_t>(decoding.sequence().num_cached);
   }
-  if (const ts_finish why = decoding.sequence().finish(); why != ts_finish{}) {
-    finish(Transition::apply(std::move(decoding), Stop{why}));
+  if (const std::optional<ts_finish> why = decoding.sequence().finish()) {
+    finish(Transition::apply(std::move(decoding), Stop{*why}));
     seq.num_tokens = 0;
     return;
   }
@@ -261,8 +262,7 @@ void Scheduler::fail(Batch &&batch, const std::string &message) {
   running_ = std::exchange(batch.running_, {});
   in_flight_ = false;
   for (Running &seq : running_) {
-    finish(std::visit([&](auto &&state) { return Transition::apply(std::move(state), Fail{cache_, message}); },
-                      std::move(seq.state)));
+    finish(next(std::move(seq.state), Fail{cache_, message}));
     seq.num_tokens = 0;
   }
   remove_ended();
@@ -279,8 +279,7 @@ int32_t Scheduler::youngest() const {
 
 /// The r-th sequence goes back to the head of the queue: it is younger than all that run, and older than all that wait.
 void Scheduler::preempt(int32_t r) {
-  Preempted preempted = std::visit([](auto &&state) { return Transition::apply(std::move(state), Preempt{}); },
-                                   std::move(running(r).state));
+  Preempted preempted = next(std::move(running(r).state), Preempt{});
   TS_ASSERT(waiting_.empty() || sequence_of(waiting_.front()).arrival > preempted.sequence().arrival,
             "a running sequence is older than those that wait");
   waiting_.emplace_front(std::move(preempted));
@@ -313,8 +312,7 @@ void Scheduler::check() const {
   };
   TS_ASSERT(std::is_sorted(waiting_.begin(), waiting_.end(), in_order), "the queue is in order of arrival");
   int32_t num_prefilling = 0;
-  for (size_t r = 0; r < running_.size(); ++r) {
-    const Running &seq = running_[r];
+  for (const Running &seq : running_) {
     num_prefilling += std::holds_alternative<Prefilling>(seq.state) ? 1 : 0;
     TS_ASSERT(waiting_.empty() || seq.sequence().arrival < sequence_of(waiting_.front()).arrival, "the oldest run");
     TS_ASSERT(seq.context().num_pages() * options_.page_size >= seq.num_computed(), "what was computed lies in pages");

@@ -2,28 +2,11 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-#include <new>
 #include <utility>
 #include <vector>
 
+#include "allocations.h"
 #include "toy.h"
-
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define TS_COUNT_ALLOCATIONS
-namespace {
-thread_local int64_t num_allocations = 0;
-}  // namespace
-// NOLINTBEGIN(cppcoreguidelines-no-malloc). Not inlined, so that g++ does not see free() meet operator new.
-__attribute__((noinline)) void *operator new(size_t size) {
-  ++num_allocations;
-  if (void *p = std::malloc(size)) return p;
-  throw std::bad_alloc();
-}
-__attribute__((noinline)) void operator delete(void *p) noexcept { std::free(p); }
-__attribute__((noinline)) void operator delete(void *p, size_t) noexcept { std::free(p); }
-// NOLINTEND(cppcoreguidelines-no-malloc)
-#endif
 
 namespace ts {
 namespace {
@@ -384,8 +367,8 @@ TEST(SchedulerDeathTest, ABatchEndsExactlyOnce) {
 
 // ---- cost -----------------------------------------------------------------------------------------------------------
 
-#ifdef TS_COUNT_ALLOCATIONS
 TEST(Scheduler, ASteadyDecodingStepDoesNotAllocate) {
+  if (!allocations::kReplaced) GTEST_SKIP() << "a sanitizer has its own operator new";
   EngineOptions o = small();
   o.scheduler.max_context = 4096;
   o.scheduler.num_pages = 4096;
@@ -395,16 +378,15 @@ TEST(Scheduler, ASteadyDecodingStepDoesNotAllocate) {
   ASSERT_EQ(h.scheduler.num_running(), 8);
   std::vector<Outcome> outcomes(8);
   std::vector<Finished> finished;
-  const int64_t before = num_allocations;
+  const int64_t before = allocations::count;
   for (int i = 0; i < 200; ++i) {
     auto batch = h.scheduler.schedule();
     for (Outcome &outcome : outcomes) outcome.token = 4 + i % 50;
     h.scheduler.commit(std::move(*batch), outcomes);
     h.scheduler.take_finished(finished);
   }
-  EXPECT_EQ(num_allocations, before) << "pages were crossed, too";
+  EXPECT_EQ(allocations::count, before) << "pages were crossed, too";
 }
-#endif
 
 }  // namespace
 }  // namespace ts

@@ -209,7 +209,7 @@ inline Result solo(const Request &request, const ts::EngineOptions &options) {
     }
     result.tokens.push_back(sampled.token);
     sequence->append(sampled.token);
-    if (sequence->finish() != ts_finish{}) {
+    if (sequence->finish()) {
       result.finish = sequence->finish();
       return result;
     }

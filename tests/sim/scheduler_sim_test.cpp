@@ -145,7 +145,7 @@ void say_seed(int) {
 TEST(SchedulerSim, RandomWorldsKeepEveryInvariant) {
   std::signal(SIGABRT, say_seed);
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  constexpr uint64_t kSteps = 40'000;
+  constexpr uint64_t kSteps = 20'000;
 #else
   constexpr uint64_t kSteps = 300'000;
 #endif
