@@ -1,12 +1,68 @@
-//! Python's way of writing values, where templates can tell: `json.dumps` and `strftime`.
+//! Python's ways where templates can tell: `repr` of floats, `json.dumps`, `strftime`, and what has a length.
 
 use std::fmt::Write;
 
-use minijinja::value::{Kwargs, ValueKind};
+use std::sync::Arc;
+
+use minijinja::value::{Kwargs, Object, ObjectRepr, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
 fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
+}
+
+/// A float that Python writes otherwise than Rust: with an exponent.
+#[derive(Debug)]
+struct Float(f64);
+
+impl Object for Float {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Plain
+    }
+
+    fn render(self: &Arc<Self>, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&float_repr(self.0))
+    }
+}
+
+/// A JSON value as a template sees it.
+pub(crate) fn value(json: &serde_json::Value) -> Value {
+    match json {
+        serde_json::Value::Null => Value::from(()),
+        serde_json::Value::Bool(bool) => Value::from(*bool),
+        serde_json::Value::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
+            (Some(int), ..) => Value::from(int),
+            (_, Some(int), _) => Value::from(int),
+            (.., Some(float)) if float_repr(float).contains('e') => Value::from_object(Float(float)),
+            (.., float) => Value::from(float),
+        },
+        serde_json::Value::String(text) => Value::from(text.as_str()),
+        serde_json::Value::Array(items) => Value::from_iter(items.iter().map(value)),
+        serde_json::Value::Object(fields) => {
+            Value::from_pairs(fields.iter().map(|(name, field)| (name.as_str(), value(field))))
+        }
+    }
+}
+
+/// Jinja's `length`: an undefined value has none, which counts as zero.
+pub(crate) fn length(value: &Value) -> Result<usize, Error> {
+    if value.is_undefined() {
+        return Ok(0);
+    }
+    value.len().ok_or_else(|| invalid(format!("an object of type {} has no length", value.kind())))
+}
+
+/// Jinja's `iterable`: `none` is not, an undefined value is.
+pub(crate) fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && (value.is_undefined() || value.try_iter().is_ok())
+}
+
+pub(crate) fn is_number(value: &Value) -> bool {
+    value.is_number() || is_float(value)
+}
+
+pub(crate) fn is_float(value: &Value) -> bool {
+    value.is_number() && !value.is_integer() || value.downcast_object_ref::<Float>().is_some()
 }
 
 /// How `json.dumps` was asked to write.
@@ -72,7 +128,10 @@ impl Style {
                 }
                 self.container("{", "}", items.into_iter(), depth, out)?;
             }
-            kind => return Err(invalid(format!("an {kind} value is not JSON serializable"))),
+            kind => match value.downcast_object_ref::<Float>() {
+                Some(float) => out.push_str(&float_repr(float.0)),
+                None => return Err(invalid(format!("an {kind} value is not JSON serializable"))),
+            },
         }
         Ok(())
     }

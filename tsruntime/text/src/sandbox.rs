@@ -21,7 +21,7 @@ use crate::template::{Chat, Renderer, TemplateError, Templates};
 /// Memory that a rendering may write to, its own code aside.
 const MEMORY_BYTES_MAX: u64 = 128 << 20;
 /// CPU time of one rendering.
-const TIME_MS_MAX: u64 = 800;
+const TIME_MS_MAX: u64 = 500;
 /// How often the time is looked at.
 const WATCH_MS: u64 = 20;
 /// The exit code of a child that took too long.

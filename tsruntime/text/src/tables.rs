@@ -188,18 +188,19 @@ impl Tables {
     /// What the neighbours `left` and `right` merge into, if they do.
     #[inline]
     pub fn merge(&self, left: u32, right: u32) -> Option<Merge> {
-        let merges = &self.blob[self.merges.clone()];
-        let slots = merges.len() / SLOT;
-        let mut slot = home(hash_pair(left, right), slots);
+        let (merges, _) = self.blob[self.merges.clone()].as_chunks::<SLOT>();
+        let wanted = u64::from(right) << 32 | u64::from(left);
+        let mut slot = home(hash_pair(left, right), merges.len());
         loop {
-            let entry = &merges[slot * SLOT..slot * SLOT + SLOT];
-            if u32_at(entry, 0) == left && u32_at(entry, 1) == right {
-                return Some(Merge { rank: u32_at(entry, 2), product: u32_at(entry, 3) });
+            let (key, value) = merges[slot].split_at(8);
+            let key = u64::from_le_bytes(key.try_into().expect("8 bytes"));
+            if key == wanted {
+                return Some(Merge { rank: u32_at(value, 0), product: u32_at(value, 1) });
             }
-            if u32_at(entry, 0) == FREE {
+            if key as u32 == FREE {
                 return None;
             }
-            slot = (slot + 1) & (slots - 1);
+            slot = (slot + 1) & (merges.len() - 1);
         }
     }
 }

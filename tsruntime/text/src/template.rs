@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
@@ -17,8 +16,8 @@ pub(crate) const SPECIAL_TOKENS: [&str; 7] =
 
 /// Published templates have at most 30 KB.
 const SOURCE_BYTES_MAX: usize = 256 << 10;
-/// Instructions of one rendering: about a second of them. A turn of a published template takes under 100.
-const FUEL: u64 = 20_000_000;
+/// Instructions of one rendering, a quarter of a second of them. A turn of a published template takes under 100.
+const FUEL: u64 = 5_000_000;
 /// Bytes of one rendering: more than any context holds.
 const OUTPUT_BYTES_MAX: usize = 32 << 20;
 /// A template that does not parse within this much stack is not one to serve. Reserved, not touched, until it is needed.
@@ -175,6 +174,11 @@ fn environment() -> Environment<'static> {
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.set_fuel(Some(FUEL));
     environment.add_filter("tojson", python::tojson);
+    environment.add_filter("length", python::length);
+    environment.add_filter("count", python::length);
+    environment.add_test("iterable", python::is_iterable);
+    environment.add_test("number", python::is_number);
+    environment.add_test("float", python::is_float);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", python::strftime_now);
     environment
@@ -253,11 +257,14 @@ impl Renderer {
         let messages: Vec<serde_json::Value> = chat.messages.iter().map(message).collect();
         let mut context: BTreeMap<&str, Value> = BTreeMap::new();
         for (name, value) in self.templates.tokens.iter().chain(&chat.kwargs) {
-            context.insert(name, Value::from(Serde(value)));
+            context.insert(name, python::value(value));
         }
-        context.insert("messages", Value::from(Serde(&messages)));
-        context.insert("tools", Value::from(Serde(&chat.tools)));
-        context.insert("documents", Value::from(Serde(&chat.documents)));
+        context.insert("messages", Value::from_iter(messages.iter().map(python::value)));
+        let list = |list: &Option<Vec<serde_json::Value>>| {
+            list.as_ref().map(|list| Value::from_iter(list.iter().map(python::value)))
+        };
+        context.insert("tools", list(&chat.tools).into());
+        context.insert("documents", list(&chat.documents).into());
         context.insert("add_generation_prompt", chat.add_generation_prompt.into());
         let mut out = Bounded(Vec::new());
         template.render_captured_to(Value::from_pairs(context), &mut out).map_err(|error| translate(&error))?;
