@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,24 +163,50 @@ class Plan:
         wanted = ["entries", "model", "producer", "schema", "targets"]
         if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or sorted(manifest) != wanted:
             raise self._wrong("the manifest is of another schema")
+        self._check_model(manifest["model"])
+        self._check_entries(manifest["entries"])
+        self._check_targets(manifest["targets"])
+
+    def _check_model(self, model: Any) -> None:
+        if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+            raise self._wrong("the manifest's model has no name")
+        vocab_size: Any = model.get("vocab_size")
+        ends: Any = model.get("eos_token_ids")
+        for key in ("vocab_size", "max_context"):
+            if type(model.get(key)) is not int or model[key] < 1:
+                raise self._wrong(f"the manifest's {key} is {model.get(key)!r}, wanted a positive integer")
+        if not _are_sizes(ends) or any(end >= vocab_size for end in ends):
+            raise self._wrong(f"eos_token_ids is {str(ends)[:80]}, wanted ids below {vocab_size}")
+
+    def _check_entries(self, entries: Any) -> None:
+        """The manifest lists just what the header has, and a hash for each."""
+        if not isinstance(entries, dict) or not all(isinstance(item, dict) for item in entries.values()):
+            raise self._wrong("the manifest's entries are no objects")
         listed = {
             name: {"dtype": e.dtype, "shape": list(e.shape), "bytes": e.end - e.begin, "kind": kind_of(name)}
             for name, e in self.entries.items()
             if name not in (MANIFEST, SEAL)
         }
-        found = {
-            name: {k: v for k, v in item.items() if k != "sha256"}
-            for name, item in manifest["entries"].items()
-        }
+        found = {name: {k: v for k, v in item.items() if k != "sha256"} for name, item in entries.items()}
         for name in sorted(listed.keys() | found.keys()):
             if listed.get(name) != found.get(name):
                 raise self._wrong(
                     f"{name!r} is {listed.get(name)} in the header, {found.get(name)} in the manifest"
                 )
-        for target in manifest["targets"]:
-            for entry in (f"tsp/program/{target}", f"tsp/kernels/{target}"):
-                if entry not in listed:
-                    raise self._wrong(f"the target {target!r} lacks {entry!r}")
+            digest = entries[name].get("sha256")
+            if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+                raise self._wrong(f"the SHA-256 of {name!r} is {digest!r}, wanted 64 hexadecimal digits")
+
+    def _check_targets(self, targets: Any) -> None:
+        names = targets if isinstance(targets, list) else []
+        plain = all(isinstance(name, str) and re.fullmatch("[a-z0-9_-]{1,31}", name) for name in names)
+        if not names or not plain or len(set(names)) != len(names):
+            raise self._wrong(f"the manifest's targets are {str(targets)[:80]}, wanted different names")
+        for kind in ("program", "kernels"):
+            wanted = {f"tsp/{kind}/{name}" for name in names}
+            found = {name for name in self.entries if kind_of(name) == kind}
+            if wanted != found:
+                raise self._wrong(f"its targets are {', '.join(names)}, but it has {sorted(found)}")
 
     def _check_hash(self, name: str) -> None:
         found, wanted = hashlib.sha256(self.bytes(name)).hexdigest(), self.manifest["entries"][name]["sha256"]

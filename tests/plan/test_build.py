@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import checkpoints
+import plans
 import pytest
 from checkpoints import SPECS
 from safetensors import safe_open
@@ -63,6 +64,19 @@ def test_two_builds_in_two_folders_give_the_same_bytes(folder: Path, tmp_path: P
         assert manifest["targets"] == ["cpu-avx2", "cpu-avx512", "cpu-amx"]
         assert {"tsp/text/tokenizer", "tsp/text/template"} <= set(file.keys())
         assert file.get_tensor("layers.0.self_attn.q_norm.weight").shape == (64,)
+
+
+def test_shards_do_not_show(folder: Path, tmp_path: Path) -> None:
+    """The same tensors in one file or in many give the same plan."""
+    shards = tmp_path / "shards"
+    checkpoints.reference(SPECS["qwen3-tied"]).save_pretrained(shards, max_shard_size="100KB")
+    assert len(list(shards.glob("*.safetensors"))) > 3
+    whole = plans.build(folder, tmp_path / "whole.tsp", "bf16")
+    for name in ("config.json", "generation_config.json"):
+        assert (shards / name).read_bytes() == (folder / name).read_bytes()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (shards / name).write_bytes((folder / name).read_bytes())
+    assert plans.build(shards, tmp_path / "shards.tsp", "bf16").read_bytes() == whole.read_bytes()
 
 
 def test_a_full_disk_leaves_nothing(folder: Path, tmp_path: Path) -> None:
