@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CHAT = "Complete this function:\n```python\ndef read_lines(path):\n```"
+SAMPLING = {"max_tokens": 160, "temperature": 0.7, "top_p": 0.9, "seed": 7}
 CODE = 'class Queue:\n    """A first-in, first-out queue."""\n\n    def __init__(self, maxsize=0):\n'
 
 
@@ -79,25 +80,21 @@ def main() -> None:
     base = f"http://127.0.0.1:{port}"
     executable = Path(sys.executable).parent / "tsruntime"
     start = time.perf_counter()
-    server = subprocess.Popen([str(executable), "run", str(plan), "--port", str(port)])
+    command = [str(executable), "run", str(plan), "--port", str(port), "--served-model-name", plan.stem]
+    server = subprocess.Popen(command)
     try:
         wait_ready(base, server)
         print(f"ready {(time.perf_counter() - start) * 1e3:.0f} ms after the process was started, at {base}")
         show(
             "POST /v1/completions",
             f"{base}/v1/completions",
-            {"model": plan.stem, "prompt": CODE, "max_tokens": 160, "temperature": 0},
+            {"model": plan.stem, "prompt": CODE, **SAMPLING},
         )
         print(f"\n\033[2m{CHAT}\033[0m")
         show(
             "POST /v1/chat/completions",
             f"{base}/v1/chat/completions",
-            {
-                "model": plan.stem,
-                "messages": [{"role": "user", "content": CHAT}],
-                "max_tokens": 160,
-                "temperature": 0,
-            },
+            {"model": plan.stem, "messages": [{"role": "user", "content": CHAT}], **SAMPLING},
         )
     finally:
         server.send_signal(signal.SIGTERM)
