@@ -39,11 +39,14 @@ class Config:
         found = repr(self.data[key]) if key in self.data else "missing"
         return CompileError(f"{self.where}: {key} is {found[:80]}, wanted {wanted}")
 
-    def integer(self, key: str, default: int | None = None, *, minimum: int = 1) -> int:
-        """An int of at least `minimum`. A null counts as missing."""
+    def _given(self, key: str, default: Any) -> Any:
+        """A null counts as missing."""
         value = self.data.get(key)
-        if value is None and default is not None:
-            value = default
+        return default if value is None else value
+
+    def integer(self, key: str, default: int | None = None, *, minimum: int = 1) -> int:
+        """An int of at least `minimum`."""
+        value = self._given(key, default)
         if type(value) is not int or not minimum <= value <= MAX_INT:
             raise self.fail(key, f"an integer from {minimum} to {MAX_INT}")
         self.numbers[key] = value
@@ -51,18 +54,17 @@ class Config:
 
     def number(self, key: str, default: float | None = None) -> float:
         """A positive, finite float."""
-        value = self.data.get(key, default)
-        return _positive(value, self.fail(key, "a positive number"))
+        return _positive(self._given(key, default), self.fail(key, "a positive number"))
 
     def flag(self, key: str, default: bool | None = None) -> bool:
-        value = self.data.get(key, default)
+        value = self._given(key, default)
         if not isinstance(value, bool):
             raise self.fail(key, "true or false")
         return value
 
     def choice(self, key: str, known: tuple[str, ...], default: str | None = None) -> str:
         """One of `known`, e.g. the activations that a model file has."""
-        value = self.data.get(key, default)
+        value = self._given(key, default)
         if value not in known:
             raise self.fail(key, f"one of {', '.join(known)}")
         return str(value)

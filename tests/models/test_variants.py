@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import plans
 import pytest
 import torch
+from engine import Engine, Request
 from safetensors.torch import save_file
 from test_interpret import BEFORE_FUSE, captured, logits
 from torch import nn
@@ -267,3 +269,23 @@ def test_groups_of_the_parallel_variant(tmp_path: Path) -> None:
     ]
     found: Any = kinds(captured(tmp_path, model=path))
     assert sorted(found) == sorted(["embed", "rms_norm", *layer, *layer, "linear"])
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_engine_gives_what_the_module_gives(name: str, tmp_path: Path) -> None:
+    """The plan of each variant, run by the real kernels: log probabilities after prompts of some lengths."""
+    path, module = write(VARIANTS[name][0], tmp_path)
+    plan = plans.build(tmp_path, tmp_path / "plan.tsp", "f32", model=path)
+    prompts = [torch.randint(61, (length,)).tolist() for length in (1, 33, 90)]
+    asked = [Request(prompt, max_tokens=4, ignore_eos=True, num_logprobs=61) for prompt in prompts]
+    with Engine(plan) as engine:
+        answers = engine.generate(asked)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        with torch.no_grad():
+            logits = module(torch.tensor(prompt + answer.tokens[:-1]))[len(prompt) - 1 :]
+        expected = torch.log_softmax(logits.double(), -1)
+        found = torch.zeros_like(expected)
+        for row, (tokens, values) in enumerate(answer.top):
+            found[row, tokens] = torch.tensor(values, dtype=torch.float64)
+        assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4

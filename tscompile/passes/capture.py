@@ -11,6 +11,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -96,10 +97,10 @@ def _check(weight: Weight, checkpoint: Checkpoint, name: str, config: Config) ->
 def _info(build: Build, config: Config, file: models.ModelFile) -> ModelInfo:
     vocab_size = build.graph.outputs[0].shape[1]
     assert isinstance(vocab_size, int)
-    generation = build.checkpoint.generation
-    ends = generation.get("eos_token_id", config.data.get("eos_token_id"))
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    begin = generation.get("bos_token_id", config.data.get("bos_token_id"))
+    said = [build.checkpoint.generation, config.data]  # the first that says it wins
+    ends: Any = next((d["eos_token_id"] for d in said if d.get("eos_token_id") is not None), [])
+    ends = ends if isinstance(ends, list) else [ends]
+    begin = next((d["bos_token_id"] for d in said if d.get("bos_token_id") is not None), None)
     for key, value in [
         *(("eos_token_id", end) for end in ends),
         ("bos_token_id", 0 if begin is None else begin),
