@@ -124,7 +124,7 @@ pub struct RunArgs {
     /// A name under which the model answers; may be given more than once [default: the plan's file name, and the model's own]
     #[arg(long, value_name = "NAME")]
     pub served_model_name: Vec<String>,
-    /// A key that requests must carry; may be given more than once. Better set in the environment, where other users do not see it
+    /// Keys that requests must carry one of, separated by commas. Better set in the environment, where other users do not see them
     #[arg(long, value_name = "KEY", env = "TSRUNTIME_API_KEY", hide_env_values = true, value_delimiter = ',')]
     pub api_key: Vec<String>,
     /// Take control tokens that are spelled out in messages as plain text, so that no user can speak for another

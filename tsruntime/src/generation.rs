@@ -48,7 +48,7 @@ impl Generation {
         for prompt in prompts {
             for index in 0..n {
                 run.submit(&model.request(prompt, params, seed, index))?;
-                outputs.push(Output::new(model.text.tokenizer(), params, stop_tokens.clone()));
+                outputs.push(Output::new(model.tokenizer(), params, stop_tokens.clone()));
             }
         }
         let prompt_tokens = prompts.iter().map(|prompt| prompt.ids.len()).collect();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Deserialize;
-use tsruntime_text::{EncodeOptions, TemplateError, Text};
+use tsruntime_text::{DecodeOptions, EncodeOptions, TemplateError, Text, Tokenizer};
 
 use crate::engine::{self, Engine, Plan};
 use crate::error::{ApiError, Exit, Failure};
@@ -28,7 +28,8 @@ struct ModelFacts {
 
 pub struct Model {
     pub engine: &'static Engine,
-    pub text: Text,
+    /// None for a plan without: token ids in, token ids out.
+    pub text: Option<Text>,
     /// What the manifest calls the model.
     pub name: String,
     pub limits: Limits,
@@ -83,7 +84,7 @@ impl Model {
             limits: Limits { vocab_size, context: stats.context(), sequences },
             fingerprint: format!("fp_{seal}_{}", stats.target_name()),
             eos_token_ids,
-            token_bytes_max: text.tokenizer().token_bytes_max().max(1),
+            token_bytes_max: text.as_ref().map_or(1, |text| text.tokenizer().token_bytes_max().max(1)),
             plain_users: options.plain_users,
             text,
         })
@@ -124,9 +125,9 @@ impl Model {
             Prompt::Text { text, add_special_tokens } => {
                 self.check_bytes("prompt", text.len())?;
                 let options = EncodeOptions { add_special_tokens: *add_special_tokens, ..EncodeOptions::default() };
-                self.text.tokenizer().encode(text, &options)
+                self.text()?.tokenizer().encode(text, &options)
             }
-            Prompt::Chat(chat) => self.text.render_ids(chat, self.plain_users).map_err(|error| match error {
+            Prompt::Chat(chat) => self.text()?.render_ids(chat, self.plain_users).map_err(|error| match error {
                 TemplateError::Process(_) => ApiError::internal(error.to_string()),
                 TemplateError::Raised(message) => {
                     let message = format!("the chat template refuses these messages: {message}");
@@ -136,6 +137,32 @@ impl Model {
             })?,
         };
         Ok(ids.into_iter().map(u32::cast_signed).collect())
+    }
+
+    fn text(&self) -> Result<&Text, ApiError> {
+        self.text.as_ref().ok_or_else(|| {
+            let message = "this plan was built without a tokenizer: send token ids, to /v1/completions";
+            ApiError::bad_request("unsupported_value", message)
+        })
+    }
+
+    pub fn tokenizer(&self) -> Option<&Arc<Tokenizer>> {
+        self.text.as_ref().map(Text::tokenizer)
+    }
+
+    /// The text of token ids; empty without a tokenizer.
+    pub fn decode(&self, ids: &[i32], skip_special_tokens: bool) -> String {
+        let ids: Vec<u32> = ids.iter().map(|id| id.cast_unsigned()).collect();
+        let options = DecodeOptions { skip_special_tokens, continues: false };
+        self.tokenizer().map_or(String::new(), |tokenizer| tokenizer.decode(&ids, options))
+    }
+
+    /// The text of one token, and its bytes. A part of a character is U+FFFD; without a tokenizer its id stands for it.
+    pub fn token_text(&self, id: u32) -> (String, Vec<u8>) {
+        let bytes = self
+            .tokenizer()
+            .map_or_else(|| format!("token_id:{id}").into_bytes(), |tokenizer| tokenizer.token_bytes(id));
+        (String::from_utf8_lossy(&bytes).into_owned(), bytes)
     }
 
     /// A text that cannot fit, whatever its tokens are, is not worth encoding.
@@ -189,12 +216,12 @@ impl Model {
     }
 }
 
-/// The plan's text. Errors say what is wrong with it.
-fn open_text(plan: &Arc<Plan>) -> Result<Text, String> {
-    let tokenizer = plan.entry("tsp/text/tokenizer").ok_or("the plan has no tokenizer")?;
+/// The plan's text, if it has one. Errors say what is wrong with it.
+fn open_text(plan: &Arc<Plan>) -> Result<Option<Text>, String> {
+    let Some(tokenizer) = plan.entry("tsp/text/tokenizer") else { return Ok(None) };
     let template = plan.entry("tsp/text/template").unwrap_or_default();
     let worker = ["/proc/self/exe", "text", "worker"].map(OsString::from).to_vec();
-    Text::open(tokenizer, &template, worker).map_err(|error| error.to_string())
+    Text::open(tokenizer, &template, worker).map(Some).map_err(|error| error.to_string())
 }
 
 /// A seed for a request that names none.

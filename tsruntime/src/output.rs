@@ -49,7 +49,8 @@ impl Delta {
 
 /// One sequence's output as it grows.
 pub struct Output {
-    detokenizer: Detokenizer,
+    /// None without a tokenizer: then there is no text.
+    detokenizer: Option<Detokenizer>,
     stop: StopMatcher,
     /// Tokens that end the output and are not part of its text; ascending.
     stop_tokens: Arc<[i32]>,
@@ -62,11 +63,11 @@ pub struct Output {
 }
 
 impl Output {
-    pub fn new(tokenizer: &Arc<Tokenizer>, params: &Params, stop_tokens: Arc<[i32]>) -> Output {
+    pub fn new(tokenizer: Option<&Arc<Tokenizer>>, params: &Params, stop_tokens: Arc<[i32]>) -> Output {
         // The output continues the prompt: the space before its first word stays.
         let options = DecodeOptions { skip_special_tokens: params.skip_special_tokens, continues: true };
         Output {
-            detokenizer: Detokenizer::new(tokenizer, options),
+            detokenizer: tokenizer.map(|tokenizer| Detokenizer::new(tokenizer, options)),
             stop: StopMatcher::new(params.stop.iter().cloned()),
             stop_tokens,
             include_stop: params.include_stop,
@@ -88,7 +89,7 @@ impl Output {
             // The engine ends the output here. The token counts, and is not shown.
             return Delta::default();
         }
-        let piece = self.detokenizer.push(token.id);
+        let piece = self.detokenizer.as_mut().map_or(String::new(), |detokenizer| detokenizer.push(token.id));
         if self.keep_tokens {
             self.held.push(token);
         }
@@ -102,7 +103,7 @@ impl Output {
             Finish::Length => FinishReason::Length,
             Finish::Cancelled | Finish::Error(_) => return None,
         };
-        let piece = self.detokenizer.finish();
+        let piece = self.detokenizer.as_mut().map_or(String::new(), Detokenizer::finish);
         let mut delta = self.show(&piece);
         if delta.finish.is_none() {
             delta.text += &self.stop.finish();
@@ -121,8 +122,11 @@ impl Output {
                 emitted.text += stop;
             }
         }
-        let tokens =
-            if emitted.text.is_empty() && self.finish.is_none() { Vec::new() } else { std::mem::take(&mut self.held) };
+        let waits = emitted.text.is_empty() && self.finish.is_none() && self.detokenizer.is_some();
+        let tokens = if waits { Vec::new() } else { std::mem::take(&mut self.held) };
         Delta { text: emitted.text, tokens, finish: self.finish }
     }
 }
+
+#[cfg(test)]
+mod tests;

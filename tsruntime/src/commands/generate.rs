@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{block_on, lines, ms, rate};
 use crate::cli::GenerateArgs;
 use crate::engine::{EngineError, Event, Finish, Run, Token};
-use crate::error::Failure;
+use crate::error::{ApiError, Failure};
 use crate::model::{Model, random_seed};
 use crate::output::{Delta, FinishReason, Output};
 use crate::request::{self, GenerateRequest};
@@ -28,12 +28,9 @@ pub fn generate(arguments: &GenerateArgs, started: Instant) -> Result<(), Failur
         true => Ok(()),
         false => out.write_all(text.as_bytes()).and_then(|()| out.flush()),
     };
-    let answer = block_on(complete(&model, &request, show));
-    let answer = match answer {
-        // Whoever read the text has seen enough.
-        Err(failure) if failure.message == BROKEN_PIPE => return Ok(()),
-        other => other?,
-    };
+    let answer = block_on(async { Ok(complete(&model, &request, show).await?) })?;
+    // Whoever read the text has seen enough.
+    let Some(answer) = answer else { return Ok(()) };
     if arguments.json {
         let mut timing = answer.timing();
         timing["start_ms"] = start_ms.into();
@@ -42,8 +39,6 @@ pub fn generate(arguments: &GenerateArgs, started: Instant) -> Result<(), Failur
     writeln!(out)?;
     Ok(())
 }
-
-const BROKEN_PIPE: &str = "standard output is closed";
 
 /// The request that the flags describe, as the body of an offline line.
 fn body(arguments: &GenerateArgs) -> Value {
@@ -77,16 +72,16 @@ pub struct Answer {
     last: Instant,
 }
 
-/// Generates one output; `show` gets its text as it grows.
+/// Generates one output; `show` gets its text as it grows. None if it could not be shown: nobody is there any more.
 pub async fn complete(
     model: &Model,
     request: &GenerateRequest,
     mut show: impl FnMut(&str) -> io::Result<()>,
-) -> Result<Answer, Failure> {
+) -> Result<Option<Answer>, ApiError> {
     let GenerateRequest { prompts, params, .. } = request;
     let tokens = model.tokens(&prompts[0], params.max_tokens)?;
     let seed = params.sampling.seed.unwrap_or_else(random_seed);
-    let mut output = Output::new(model.text.tokenizer(), params, model.stop_tokens(params));
+    let mut output = Output::new(model.tokenizer(), params, model.stop_tokens(params));
     let mut run = Run::new(model.engine);
     let submitted = Instant::now();
     run.submit(&model.request(&tokens, params, seed, 0))?;
@@ -117,7 +112,9 @@ pub async fn complete(
                 (None, _) => return Err(EngineError::Closed.into()),
             },
         };
-        show(&text).map_err(|_| Failure::new(crate::error::Exit::Failed, BROKEN_PIPE))?;
+        if show(&text).is_err() {
+            return Ok(None);
+        }
         answer.text += &text;
         if let Some(finish) = finish {
             answer.finish = finish;
@@ -125,7 +122,7 @@ pub async fn complete(
         }
     }
     answer.num_cached = output.num_cached;
-    Ok(answer)
+    Ok(Some(answer))
 }
 
 impl Answer {

@@ -9,7 +9,6 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::generate::complete;
 use super::{block_on, ms};
-use crate::engine::EngineError;
 use crate::error::{ApiError, Failure};
 use crate::json;
 use crate::model::Model;
@@ -70,14 +69,15 @@ async fn answer(model: &Model, line: &[u8]) -> String {
         Err(error) => return failed(&id_of(line), &error),
     };
     match complete(model, &request, |_| Ok(())).await {
-        Ok(answer) => {
+        Ok(None) => String::new(),
+        Ok(Some(answer)) => {
             let timing = answer.timing();
             let mut text = serde_json::to_string(&answer.body(timing)).unwrap_or_default();
             // Beside the answer's own fields.
             text.insert_str(1, &format!("\"id\":{id},"));
             text
         }
-        Err(failure) => failed(&id, &ApiError::from(EngineError::BadRequest(failure.message))),
+        Err(error) => failed(&id, &error),
     }
 }
 

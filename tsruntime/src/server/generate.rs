@@ -11,7 +11,6 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
-use tsruntime_text::DecodeOptions;
 
 use super::app::{Active, App};
 use super::reply::{Api, Reply};
@@ -82,10 +81,7 @@ fn start(app: &App, model: Arc<Model>, api: Api, body: &Bytes) -> Result<Started
 fn text_of(model: &Model, prompt: &Prompt) -> String {
     match prompt {
         Prompt::Text { text, .. } => text.clone(),
-        Prompt::Ids(ids) => {
-            let ids: Vec<u32> = ids.iter().map(|id| id.cast_unsigned()).collect();
-            model.text.tokenizer().decode(&ids, DecodeOptions { skip_special_tokens: true, continues: false })
-        }
+        Prompt::Ids(ids) => model.decode(ids, true),
         // Only completions are echoed.
         Prompt::Chat(_) => String::new(),
     }

@@ -7,6 +7,8 @@ mod generate;
 mod logprobs;
 mod reply;
 mod routes;
+#[cfg(test)]
+mod tests;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -75,6 +77,9 @@ pub fn run(options: ServerOptions, started: Instant) -> Result<(), Failure> {
 
 async fn serve(options: ServerOptions, started: Instant) -> Result<(), Failure> {
     let (listener, address) = listen(&options.host, options.port).await?;
+    if !address.ip().is_loopback() && options.api_keys.is_empty() {
+        eprintln!("tsruntime: {address} is open to the network, and no --api-key is set");
+    }
     let mut signals = Signals::new()?;
     let app = Arc::new(App::new(&options));
     let mut loading = load(options.plan.clone(), options.load.clone());

@@ -130,11 +130,10 @@ impl Reply {
     }
 
     fn logprobs(&mut self, index: usize, delta: &Delta) -> Value {
-        let tokenizer = self.model.text.tokenizer();
         match self.api {
             _ if !self.logprobs => Value::Null,
-            Api::Chat => logprobs::chat(tokenizer, &delta.tokens),
-            Api::Completion => logprobs::completion(tokenizer, &delta.tokens, &mut self.offsets[index]),
+            Api::Chat => logprobs::chat(&self.model, &delta.tokens),
+            Api::Completion => logprobs::completion(&self.model, &delta.tokens, &mut self.offsets[index]),
         }
     }
 }

@@ -10,7 +10,6 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
-use tsruntime_text::DecodeOptions;
 
 use super::app::App;
 use super::{auth, body, generate, json_response};
@@ -105,8 +104,7 @@ async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<Respo
         let (asked, prompt, strings) = request::tokenize(json::parse(&body)?)?;
         state.name(asked.as_deref())?;
         let ids = model.encode(&prompt)?;
-        let text =
-            |&id: &i32| String::from_utf8_lossy(&model.text.tokenizer().token_bytes(id.cast_unsigned())).into_owned();
+        let text = |&id: &i32| model.token_text(id.cast_unsigned()).0;
         let strings = strings.then(|| ids.iter().map(text).collect::<Vec<_>>());
         Ok(ok(&json!({
             "count": ids.len(), "max_model_len": model.limits.context, "tokens": ids, "token_strs": strings,
@@ -121,8 +119,7 @@ async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Result<Res
     generate::off_thread(&app, move || {
         let (asked, ids) = request::detokenize(json::parse(&body)?, &model.limits)?;
         state.name(asked.as_deref())?;
-        let ids: Vec<u32> = ids.into_iter().map(i32::cast_unsigned).collect();
-        Ok(ok(&json!({"prompt": model.text.tokenizer().decode(&ids, DecodeOptions::default())})))
+        Ok(ok(&json!({"prompt": model.decode(&ids, false)})))
     })
     .await
 }
