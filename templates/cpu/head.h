@@ -9,37 +9,26 @@ namespace {
 /// from[D] -> row, zeros behind.
 template <int D, class T>
 TS_INLINE void load_head(const T *from, float *row) {
-  constexpr int kPadded = (int)round_up(D, 32);
-  for (int i = 0; i < kPadded; i += 16) {
-    store(row + i, i + 16 <= D ? load(from + i) : i < D ? load_n(from + i, D - i) : zero());
-  }
+  constexpr int kPadded = (int)round_up(D, 32), kWhole = D / 16 * 16;
+  for (int i = kWhole; i < kPadded; i += 16) store(row + i, zero());
+  for (int i = 0; i < kWhole; i += 16) store(row + i, load(from + i));
+  if constexpr (kWhole < D) store(row + kWhole, load_n(from + kWhole, D - kWhole));
 }
 
 template <int D, class T>
 TS_INLINE void store_head(T *to, const float *row) {
-  for (int i = 0; i < D; i += 16) {
-    if (i + 16 <= D) {
-      store(to + i, load(row + i));
-    } else {
-      store_n(to + i, load(row + i), D - i);
-    }
-  }
+  constexpr int kWhole = D / 16 * 16;
+  for (int i = 0; i < kWhole; i += 16) store(to + i, load(row + i));
+  if constexpr (kWhole < D) store_n(to + kWhole, load(row + kWhole), D - kWhole);
 }
 
-/// row = row / sqrt(mean(row^2) + eps) * weight. The weight is padded to 64 bytes.
+/// row = row / sqrt(mean(row^2) + eps) * weight. Both have zeros behind, to a multiple of 16.
 template <int D>
 TS_INLINE void norm_head(float *row, const float *weight, float eps) {
   f32x16 squares = zero();
   for (int i = 0; i < D; i += 16) squares = fma(load(row + i), load(row + i), squares);
   const f32x16 inverse = div(splat(1.0f), sqrt(splat(reduce_add(squares) / (float)D + eps)));
-  for (int i = 0; i < D; i += 16) {
-    const f32x16 y = mul(mul(load(row + i), inverse), load(weight + i));
-    if (i + 16 <= D) {
-      store(row + i, y);
-    } else {
-      store_n(row + i, y, D - i);  // the zeros behind stay
-    }
-  }
+  for (int i = 0; i < D; i += 16) store(row + i, mul(mul(load(row + i), inverse), load(weight + i)));
 }
 
 /// Rotates (i, i + R / 2) for i < R / 2 by the angle whose cosines and sines `angles` holds: cos[R / 2], sin[R / 2].

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,15 @@ from pathlib import Path
 from tscompile.errors import CompileError
 
 COMPILE = (
-    *("-std=c++20", "-O2", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+    *(
+        "-std=c++20",
+        "-O2",
+        "-fPIC",
+        "-ffp-contract=off",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-fno-strict-aliasing",
+    ),
     *("-fno-exceptions", "-fno-rtti", "-fno-asynchronous-unwind-tables", "-fno-stack-protector"),
     *("-fvisibility=hidden", "-ffunction-sections", "-fno-ident", "-frandom-seed=0", "-w"),
 )
@@ -33,16 +41,16 @@ LINK = (
         "-Wl,--strip-all",
         "-Wl,-z,noexecstack",
     ),
-    *("-Wl,-z,now", "-Wl,--hash-style=gnu", "-Wl,--gc-sections"),
+    *("-Wl,-z,now", "-Wl,--hash-style=gnu", "-Wl,--gc-sections", "-Wl,--version-script=exports"),
 )
 # A compiler may turn a loop or a copy into a call of these, which no library gives.
 SUPPORT = """
 extern "C" {
-__attribute__((visibility("hidden"))) void *memset(void *to, int value, __SIZE_TYPE__ n) {
+void *memset(void *to, int value, __SIZE_TYPE__ n) {
   for (__SIZE_TYPE__ i = 0; i < n; ++i) ((volatile char *)to)[i] = (char)value;
   return to;
 }
-__attribute__((visibility("hidden"))) void *memcpy(void *to, const void *from, __SIZE_TYPE__ n) {
+void *memcpy(void *to, const void *from, __SIZE_TYPE__ n) {
   for (__SIZE_TYPE__ i = 0; i < n; ++i) ((volatile char *)to)[i] = ((const char *)from)[i];
   return to;
 }
@@ -60,8 +68,10 @@ class Compiler:
     @cached_property
     def version(self) -> str:
         """The compiler's and the linker's own words, for the plan and for cache keys."""
-        words = [self._first_line("--version").partition(" ")[2], self._first_line("-Wl,--version")]
-        return ", ".join(word for word in words if word)
+        name, _, rest = self._first_line("--version").partition(" ")
+        if name == Path(self.command[0]).name:
+            name = "gcc"  # it says how it was called
+        return f"{name} {rest}, {self._first_line('-Wl,--version')}"
 
     def _first_line(self, option: str) -> str:
         return (self.run([option], Path.cwd()).stdout.splitlines() or [""])[0]
@@ -134,7 +144,7 @@ def build(
             for name, _ in zip(missing, pool.map(compile_one, missing), strict=True):
                 done += name in sources
                 progress(done, len(sources))
-        _link(objects, compiler, library)
+        _link(objects, sources, compiler, library)
     except OSError as error:
         raise CompileError(
             f"cannot write the kernel cache in {cache}: {error.strerror or error}. "
@@ -166,12 +176,14 @@ def _compile(
         _publish(folder / "kernel.o", target)
 
 
-def _link(objects: Mapping[str, Path], compiler: Compiler, target: Path) -> None:
+def _link(objects: Mapping[str, Path], exports: Iterable[str], compiler: Compiler, target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="tscompile-") as name:
         folder = Path(name)
         names = [f"{symbol}.o" for symbol in sorted(objects)]
         for symbol, path in objects.items():
             shutil.copyfile(path, folder / f"{symbol}.o")
+        exported = " ".join(f"{symbol};" for symbol in sorted(exports))
+        (folder / "exports").write_text(f"{{ global: {exported} local: *; }};")
         _check(compiler.run([*LINK, *names, "-o", "kernels.so"], folder), "link", compiler)
         _publish(folder / "kernels.so", target)
 

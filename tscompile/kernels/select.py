@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tscompile.errors import CompileError
 from tscompile.kernels.desc import Attention, KernelDesc, Linear, padded_head
 from tscompile.kernels.target import Target
 from tscompile.layout import round_up
@@ -15,6 +16,8 @@ from tscompile.layout import round_up
 # columns: independent chains, and streams of weights.
 VARIANTS_AVX2 = ((3, 1), (2, 1), (1, 2), (1, 1))
 VARIANTS_AVX512 = ((12, 1), (8, 1), (6, 2), (6, 1), (4, 2), (4, 1), (2, 4), (2, 1), (1, 4), (1, 1))
+# Of a kernel's rows of x, on the stack. The accumulators take a few hundred KB more.
+SCRATCH_BYTES = 2 << 20
 AMX_ROWS = 8  # fewer rows do not fill a tile: the vectors are faster
 
 
@@ -70,9 +73,13 @@ def _linear(k: int, l2_bytes: int, variants: tuple[tuple[int, int], ...], amx: b
     L1, x comes from L2 in half that time. The vectors need a tenth of it, and take deeper runs, which store
     accumulators less often."""
     step, most, element = (32, 256, 2) if amx else (max(r for r, _ in variants), 96, 4)
-    fitting = l2_bytes // 2 // (element * round_up(k, 32))
-    rows = min(max(fitting // step * step, step), most)
-    return LinearTiling(rows, 8, 16 if amx else 32, variants, amx)
+    row_bytes = element * (round_up(k, 32) + 16)
+    rows = min(max(l2_bytes // 2 // row_bytes // step * step, step), most, SCRATCH_BYTES // row_bytes)
+    if amx and rows < 16:
+        return _linear(k, l2_bytes, variants, amx=False)
+    if not rows:
+        raise CompileError(f"a linear of {k} elements a row: kernels take at most {SCRATCH_BYTES // 4 - 32}")
+    return LinearTiling(rows // 16 * 16 if amx else rows, 8, 16 if amx else 32, variants, amx)
 
 
 def _attention_rows(desc: Attention) -> int:
