@@ -216,11 +216,11 @@ class Tracer(fx.Tracer):
     def _lower(self, lowering: Callable[..., Any], what: str, args: Any, kwargs: Any) -> Any:
         try:
             inspect.signature(lowering).bind(self.builder, *args, **kwargs)
-        except TypeError as error:
-            raise CompileError(
-                f"{what}: these arguments are not supported: {error}", self.builder.source()
-            ) from None
-        return lowering(self.builder, *args, **kwargs)
+            return lowering(self.builder, *args, **kwargs)
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError) as error:
+            # what torch would refuse too: arguments of wrong types, sizes that make no sense
+            message = f"{what}: these arguments are not supported: {error}"
+            raise CompileError(message, self.builder.source()) from None
 
     def unwrap(self, x: Any) -> Any:
         """Traced values -> graph values, through containers."""

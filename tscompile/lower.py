@@ -194,10 +194,14 @@ def to_float(b: Builder, x: Value, dtype: Any = None, *args: Any, **kwargs: Any)
 
 def reshape(b: Builder, x: Value, *shape: Any) -> Value:
     wanted = list(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else list(shape)
+    if not all(isinstance(dim, (int, Sym)) for dim in wanted):
+        raise CompileError(f"reshape to {wanted}: wanted ints, or dims of x.shape")
     symbols = [dim for dim in x.shape if isinstance(dim, Sym)]
     count, known, unknown = x.row_elements, 1, [i for i, dim in enumerate(wanted) if dim == -1]
     for dim in wanted:
         known *= dim if isinstance(dim, int) and dim != -1 else 1
+    if len(unknown) > 1:
+        raise CompileError(f"reshape to {wanted}: at most one -1")
     if unknown:
         # without T among the wanted dims, -1 is T if the rest is the row
         is_symbol = symbols and not any(isinstance(dim, Sym) for dim in wanted)

@@ -15,13 +15,14 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from tscompile.checkpoint import read_json
 from tscompile.errors import CompileError, InternalError, Source
 
 PACKAGE = Path(__file__).resolve().parent
-# Beside the package in a clone; installed, the wheel has them there too.
-FOLDER = PACKAGE.parent / "models"
+# In the package if it was installed so, else beside it, as in a clone.
+FOLDER = PACKAGE / "models" if (PACKAGE / "models").is_dir() else PACKAGE.parent / "models"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,20 @@ class ModelFile:
     @property
     def stem(self) -> str:
         return self.path.stem
+
+    def make(self, config: Any) -> torch.nn.Module:
+        """Model(config) on the meta device: shapes without numbers. CompileError if the model file raises."""
+        with user_code(self.path), torch.device("meta"), _Unfilled():
+            return self.model(config)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Parameters are not initialised: on the meta device that does nothing, after seconds of imports."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def known_architectures() -> dict[str, Path]:
@@ -71,6 +86,7 @@ def load(path: Path) -> ModelFile:
     if spec is None or spec.loader is None:
         raise CompileError(f"{path} is not a Python file: a model file ends in .py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     with user_code(path):
         spec.loader.exec_module(module)
     if not isinstance(getattr(module, "Model", None), type):

@@ -42,8 +42,7 @@ def write(folder: Path, config: dict[str, Any] = CONFIG, model: Path = QWEN3, **
     """A checkpoint for `config`, with tensors changed by name (None: left out), and a build that has opened
     it."""
     file = models.load(model)
-    with torch.device("meta"):
-        module = file.model(Config(config))
+    module = file.make(Config(config))
     tensors = {file.checkpoint_name(name): torch.zeros(p.shape) for name, p in module.named_parameters()}
     tensors.update({name: tensor for name, tensor in changes.items() if tensor is not None})
     save_file(
@@ -168,6 +167,23 @@ class Model(nn.Module):
             "mine.py:15: split along dim 0 of [T, 8] is not supported: only along the last",
         ),
         ("", "x = x[0]", "mine.py:15: indexing [T, 8] like this is not supported: x[..., start:stop] is"),
+        ("", "x = x.view('a', 8)", "mine.py:15: reshape to ['a', 8]: wanted ints, or dims of x.shape"),
+        ("", "x = x.view(-1, -1)", "mine.py:15: reshape to [-1, -1]: at most one -1"),
+        (
+            "",
+            "x = x.view(8, -1)",
+            "mine.py:15: [T, 8] does not reshape to [8, -1]: T must stay a dim of its own",
+        ),
+        ("", "x = x.chunk(0, -1)[0]", "mine.py:15: the method chunk: these arguments are not supported: "),
+        ("", "x = x.split([], -1)[0]", "mine.py:15: split of [T, 8] into []: wanted positive sizes"),
+        ("", "x = x.split('a', -1)", "mine.py:15: the method split: these arguments are not supported"),
+        (
+            "",
+            "x = x.relu(1, 2, 3)",
+            "mine.py:15: the method relu: these arguments are not supported: too many",
+        ),
+        ("", "x = F.rms_norm(x, 8, x, 1e-5)", "mine.py:15: the function rms_norm: these arguments are not"),
+        ("", "x = torch.cat(x, -1)", "mine.py:15: the function cat: these arguments are not supported"),
         ("", "x = 1 / x", "mine.py:15: division is supported by a number other than 0 only"),
         (
             "",
@@ -203,9 +219,7 @@ def test_what_does_not_trace(init: str, forward: str, message: str, tmp_path: Pa
     path.write_text(BODY.replace("INIT", init).replace("FORWARD", forward))
 
     def trace() -> None:
-        file = models.load(path)
-        with models.user_code(path), torch.device("meta"):
-            model = file.model(Config({}))
+        model = models.load(path).make(Config({}))
         capture(model, Builder("mine", Mesh(), path, 64))
 
     with pytest.raises(CompileError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -41,7 +42,8 @@ def _reshape(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
         known *= dim if dim != -1 else 1
     if symbols:
         expect(len(symbols) == 1, f"reshape of {text_of(x.shape)}: at most one symbolic dim")
-        fits = -1 in wanted and known == x.row_elements
+        before = math.prod(dim for dim in x.shape[: x.shape.index(symbols[0])] if isinstance(dim, int))
+        fits = -1 in wanted and known == x.row_elements and before == math.prod(wanted[: wanted.index(-1)])
         expect(
             fits,
             f"{text_of(x.shape)} does not reshape to {list(wanted)}: {symbols[0]} must stay a dim of its own",

@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import nn
 
 from tscompile import models
@@ -30,8 +29,7 @@ def run(build: Build) -> None:
     options = build.options
     file = models.load(options.model)
     config = Config(build.checkpoint.config, "config.json", options.max_context)
-    with models.user_code(options.model), torch.device("meta"):
-        model = file.model(config)
+    model = file.make(config)
     name = re.sub(r"\W", "_", file.stem)
     builder = Builder(
         name if name[:1].isalpha() else f"m{name}", build.mesh, options.model, options.page_size
