@@ -37,8 +37,10 @@ pub struct Tokenizer {
     raw: Matcher,
     normalized: Matcher,
     /// For pieces of bytes, and for byte fallback; `u32::MAX` where there is none.
-    pub(crate) byte_ids: [u32; 256],
-    pub(crate) special: Vec<u32>,
+    byte_ids: [u32; 256],
+    /// For pieces of characters: most of them are ASCII.
+    ascii_ids: [Option<u32>; 128],
+    special: Vec<u32>,
 }
 
 /// What encoding one text needs.
@@ -73,10 +75,11 @@ impl Tokenizer {
             };
             found.unwrap_or(u32::MAX)
         });
+        let ascii_ids = std::array::from_fn(|char| tables.find(&[char as u8]));
         let mut special: Vec<u32> = config.added.iter().filter(|token| token.special).map(|token| token.id).collect();
         special.sort_unstable();
         let (raw, normalized) = (Matcher::new(&config.added, false)?, Matcher::new(&config.added, true)?);
-        Ok(Tokenizer { tables, config, splitters, raw, normalized, byte_ids, special })
+        Ok(Tokenizer { tables, config, splitters, raw, normalized, byte_ids, ascii_ids, special })
     }
 
     /// The ids of `text`.
@@ -181,7 +184,7 @@ impl Encoder<'_> {
 
     /// The word's first symbols: its bytes or its characters. One that the vocabulary lacks falls back to its bytes, or to the unknown token.
     fn symbols(&mut self, word: &str) {
-        let Tokenizer { tables, config, byte_ids, .. } = self.tokenizer;
+        let Tokenizer { tables, config, byte_ids, ascii_ids, .. } = self.tokenizer;
         let symbols = &mut self.merger.word;
         let mut unknown = None;
         let mut buffer = [0; 4];
@@ -204,7 +207,8 @@ impl Encoder<'_> {
         } else {
             word.chars().for_each(|char| {
                 let piece = char.encode_utf8(&mut buffer).as_bytes();
-                add(tables.find(piece), piece);
+                let id = ascii_ids.get(char as usize).copied().unwrap_or_else(|| tables.find(piece));
+                add(id, piece);
             });
         }
         symbols.extend(unknown);

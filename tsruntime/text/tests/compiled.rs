@@ -1,5 +1,8 @@
 //! Compiled text: the same files give the same bytes, corrupt bytes give an error, and unknown kinds are refused by name.
 
+// A list of one range is what is meant.
+#![allow(clippy::single_range_in_vec_init)]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
