@@ -29,6 +29,15 @@ pub struct EncodeOptions {
     pub plain: Vec<Range<usize>>,
 }
 
+impl EncodeOptions {
+    /// Whether a plain range lies across any of the bytes start..end; an empty range lies across what is on both of its sides.
+    fn is_plain(&self, start: usize, end: usize) -> bool {
+        // Ranges are in order: the first that ends after the start decides.
+        let next = self.plain.partition_point(|range| range.end <= start);
+        self.plain.get(next).is_some_and(|range| range.start < end)
+    }
+}
+
 /// A checkpoint's tokenizer, read in place from its compiled form. Equal to Hugging Face tokenizers', token for token.
 pub struct Tokenizer {
     pub(crate) tables: Tables,
@@ -90,9 +99,7 @@ impl Tokenizer {
             encoder.ids.extend(&self.config.before);
         }
         let plain = |start: usize, end: usize, special: bool| {
-            // The first range that ends after the match begins.
-            let next = options.plain.partition_point(|range| range.end <= start);
-            special && options.split_special_tokens || options.plain.get(next).is_some_and(|range| range.start < end)
+            special && options.split_special_tokens || options.is_plain(start, end)
         };
         for segment in self.raw.segments(text, &plain) {
             match segment {
@@ -143,7 +150,7 @@ impl Encoder<'_> {
     fn part(&mut self, part: &str, at: usize, options: &EncodeOptions) {
         let text = normalize(&self.tokenizer.config.normalizer, part);
         // Ranges speak of the raw text: where normalization moves bytes, what touches a range is plain altogether.
-        let touched = options.plain.iter().any(|range| range.start < at + part.len() && at < range.end);
+        let touched = options.is_plain(at, at + part.len());
         let plain = |_: usize, _: usize, special: bool| touched || special && options.split_special_tokens;
         for segment in self.tokenizer.normalized.segments(&text, &plain) {
             match segment {
