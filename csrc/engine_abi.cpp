@@ -56,6 +56,14 @@ ExecutorOptions executor_options(const ts_engine_options &o) {
 
 EngineOptions engine_options(const ts_engine_options &o, const Executor &executor, const Plan &plan) {
   const Limits &limits = executor.limits();
+  if (int64_t{executor.num_pages()} * limits.page_size > INT32_MAX) {
+    fail(TS_BAD_REQUEST, executor.num_pages(), " KV pages of ", limits.page_size, " tokens are more than ", INT32_MAX,
+         " slots: lower num_pages or kv_bytes");
+  }
+  if (limits.vocab_size > Sampler::kMaxVocab) {
+    fail(TS_BAD_PLAN, "the plan's vocabulary has ", limits.vocab_size, " tokens, and the engine samples from at most ",
+         Sampler::kMaxVocab);
+  }
   EngineOptions options;
   options.scheduler.token_budget = within("token_budget", o.token_budget, limits.max_tokens);
   options.scheduler.max_seqs = within("max_seqs", o.max_seqs, limits.max_seqs);

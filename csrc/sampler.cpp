@@ -185,7 +185,7 @@ size_t pick(std::span<const uint64_t> weights, const Cut &cut, uint64_t random) 
 
 Sampler::Sampler(int32_t vocab_size)
     : adjusted_(static_cast<size_t>(vocab_size)), weights_(static_cast<size_t>(vocab_size)) {
-  TS_ASSERT(vocab_size >= 1 && vocab_size <= 1 << 20, "sums of weights would overflow");
+  TS_ASSERT(vocab_size >= 1 && vocab_size <= kMaxVocab, "sums of weights would overflow");
 }
 
 Sampled Sampler::sample(std::span<const float> logits, const SamplingParams &params,

@@ -38,7 +38,9 @@ struct Sampled {
 /// Logprobs are of the logits as they came. All arithmetic is in double, by csrc/detmath.h. Not thread-safe: it owns scratch memory.
 class Sampler {
  public:
-  explicit Sampler(int32_t vocab_size);  ///< at most 2^20
+  static constexpr int32_t kMaxVocab = 1 << 20;  ///< with more, sums of weights could overflow
+
+  explicit Sampler(int32_t vocab_size);
 
   /// logits: [vocab_size]. counts: of the sequence so far, if it has penalties. position: number of outputs so far.
   Sampled sample(std::span<const float> logits, const SamplingParams &params,

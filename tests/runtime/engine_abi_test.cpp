@@ -1,0 +1,163 @@
+// The engine part of the C ABI, over a plan with the tests' own kernels.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "engine.h"
+#include "expect.h"
+#include "host.h"
+#include "make_plan.h"
+
+namespace ts {
+namespace {
+
+using namespace ts::testing;  // NOLINT(google-build-using-namespace): helpers of these tests
+
+ts_engine_options options() {
+  ts_engine_options o{};
+  o.size = sizeof(o);
+  o.num_threads = 2;
+  o.num_pages = 12;
+  o.prefix_cache = 1;
+  return o;
+}
+
+ts_request request(uint64_t id, const std::vector<int32_t> &prompt, int32_t max_tokens) {
+  ts_request r{};
+  r.size = sizeof(r);
+  r.id = id;
+  r.prompt = prompt.data();
+  r.num_prompt = static_cast<int32_t>(prompt.size());
+  r.max_tokens = max_tokens;
+  r.top_p = 1;
+  r.repetition_penalty = 1;
+  r.ignore_eos = 1;
+  r.num_logprobs = 2;
+  return r;
+}
+
+class EngineAbi : public ::testing::Test {
+ protected:
+  EngineAbi() {
+    write_file(folder_ / "plan.tsp", test_plan(host_targets().at(0), read_file(TS_TEST_KERNELS)).bytes());
+    EXPECT_EQ(ts_plan_open((folder_ / "plan.tsp").c_str(), TS_VERIFY_AUTO, &plan, &error), TS_OK) << error.message;
+  }
+  ~EngineAbi() override {
+    ts_engine_close(engine);
+    ts_plan_close(plan);
+  }
+
+  Folder folder_;
+
+ public:
+  ts_plan *plan = nullptr;
+  ts_engine *engine = nullptr;
+  ts_error error{};
+};
+
+TEST_F(EngineAbi, ServesAndCounts) {
+  ts_engine_options o = options();
+  ASSERT_EQ(ts_engine_open(plan, &o, &engine, &error), TS_OK) << error.message;
+  const std::vector<int32_t> prompt = {5, 6, 7, 8, 9, 10};
+  for (uint64_t id = 1; id <= 6; ++id) {
+    const ts_request r = request(id, prompt, 40);
+    ASSERT_EQ(ts_engine_submit(engine, &r, &error), TS_OK) << error.message;
+  }
+  ts_engine_cancel(engine, 4);
+  std::map<uint64_t, int> num_tokens;
+  std::map<uint64_t, int> ends;
+  std::vector<ts_event> events(3);
+  while (ends.size() < 6) {
+    const int32_t n = ts_engine_poll(engine, events.data(), 3, 30000);
+    ASSERT_GT(n, 0);
+    for (int32_t i = 0; i < n; ++i) {
+      const ts_event &e = events[static_cast<size_t>(i)];
+      if (e.kind == TS_EVENT_FINISHED) {
+        EXPECT_EQ(e.finish, e.id == 4 ? TS_FINISH_CANCELLED : TS_FINISH_LENGTH) << e.message;
+        ++ends[e.id];
+        continue;
+      }
+      ++num_tokens[e.id];
+      ASSERT_EQ(e.num_top, 2);
+      EXPECT_EQ(e.top_tokens[0], e.token);
+      EXPECT_EQ(e.top_logprobs[0], e.logprob);
+      EXPECT_LE(e.top_logprobs[1], e.logprob);
+    }
+  }
+  for (uint64_t id = 1; id <= 6; ++id) {
+    EXPECT_EQ(ends[id], 1);
+    EXPECT_EQ(num_tokens[id] == 40, id != 4);
+  }
+  ts_stats stats{};
+  stats.size = sizeof(stats);
+  ts_engine_stats(engine, &stats);
+  EXPECT_EQ(stats.size, sizeof(stats));
+  EXPECT_EQ(stats.num_finished, 6);
+  EXPECT_EQ(stats.num_pages, 12);
+  EXPECT_EQ(stats.num_pages_free + stats.num_pages_cached, 12);
+  EXPECT_EQ(stats.num_threads, 2);
+  EXPECT_EQ(stats.page_size, kPageSize);
+  EXPECT_EQ(stats.token_budget, kMaxTokens);
+  EXPECT_EQ(stats.max_seqs, kMaxSeqs);
+  EXPECT_EQ(std::string(stats.target), host_targets().at(0));
+}
+
+TEST_F(EngineAbi, StatsOfAnOlderCallerAreCutToItsSize) {
+  ts_engine_options o = options();
+  ASSERT_EQ(ts_engine_open(plan, &o, &engine, &error), TS_OK) << error.message;
+  ts_stats stats{};
+  std::memset(&stats, 0x55, sizeof(stats));
+  stats.size = offsetof(ts_stats, num_pages_free);
+  ts_engine_stats(engine, &stats);
+  EXPECT_EQ(stats.num_pages, 12);
+  EXPECT_EQ(stats.num_pages_free, 0x55555555);
+}
+
+TEST_F(EngineAbi, RefusesOptionsWithBothNumbers) {
+  const auto refusal = [&](auto change, ts_status status = TS_BAD_REQUEST) {
+    ts_engine_options o = options();
+    change(o);
+    EXPECT_EQ(ts_engine_open(plan, &o, &engine, &error), status);
+    EXPECT_EQ(engine, nullptr);
+    return std::string(error.message);
+  };
+  EXPECT_EQ(refusal([](auto &o) { o.size = 4; }),
+            "ts_engine_options.size is 4, this engine's is " + std::to_string(sizeof(ts_engine_options)));
+  EXPECT_EQ(refusal([](auto &o) { o.num_threads = -1; }), "num_threads is -1, wanted 0 (the default) or more");
+  EXPECT_EQ(refusal([](auto &o) { o.kv_bytes = -5; }), "kv_bytes is -5, wanted 0 (the default) or more");
+  EXPECT_EQ(refusal([](auto &o) { o.prefix_cache = 2; }), "prefix_cache is 2, wanted 0 (off) or 1 (on)");
+  EXPECT_EQ(
+      refusal([](auto &o) { o.token_budget = 25; }),
+      "token_budget is 25, but the plan was arranged for at most 24: lower it, or build the plan with a larger limit");
+  EXPECT_EQ(refusal([](auto &o) { o.max_seqs = 5; }),
+            "max_seqs is 5, but the plan was arranged for at most 4: lower it, or build the plan with a larger limit");
+  expect_in(refusal([](auto &o) { o.target = "cpu-none"; }, TS_NO_TARGET), {"cpu-none"});
+}
+
+TEST_F(EngineAbi, NullsAreRefusedOrIgnored) {
+  ts_engine_options o = options();
+  EXPECT_EQ(ts_engine_open(nullptr, &o, &engine, &error), TS_BAD_REQUEST);
+  EXPECT_EQ(ts_engine_open(plan, nullptr, &engine, &error), TS_BAD_REQUEST);
+  EXPECT_EQ(ts_engine_open(plan, &o, nullptr, nullptr), TS_BAD_REQUEST);
+  EXPECT_EQ(ts_engine_submit(nullptr, nullptr, &error), TS_BAD_REQUEST);
+  EXPECT_EQ(ts_engine_poll(nullptr, nullptr, 1, 0), -1);
+  ts_engine_cancel(nullptr, 1);
+  ts_engine_stats(nullptr, nullptr);
+  ts_engine_close(nullptr);
+}
+
+TEST_F(EngineAbi, RequestsThatCanNeverFitAreRefused) {
+  ts_engine_options o = options();
+  o.num_pages = 2;
+  ASSERT_EQ(ts_engine_open(plan, &o, &engine, &error), TS_OK) << error.message;
+  const std::vector<int32_t> prompt = {5, 6, 7};
+  const ts_request r = request(1, prompt, 64);
+  EXPECT_EQ(ts_engine_submit(engine, &r, &error), TS_BAD_REQUEST);
+  expect_in(error.message, {"need 3 KV pages of 32 tokens, but the engine has 2"});
+}
+
+}  // namespace
+}  // namespace ts
