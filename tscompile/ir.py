@@ -167,28 +167,6 @@ class Graph:
         assert len(groups) == len(self.ops), "groups() before fuse"
         return groups
 
-    def state_layer(self, state: Value) -> int:
-        """The layer whose cache `state` is, also for a state that an op gave."""
-        origin = {id(v): i for i, v in enumerate(self.states)}
-        for op in self.ops:
-            taken = [v for v in op.inputs if v.state]
-            for given in op.outputs:
-                if given.state:
-                    origin[id(given)] = origin[id(taken[0])]
-        return origin[id(state)]
-
-    def producers(self) -> dict[int, Op]:
-        """id(value) -> the op that makes it."""
-        return {id(v): op for op in self.ops for v in op.outputs}
-
-    def consumers(self) -> dict[int, list[Op]]:
-        """id(value) -> the ops that read it, in order."""
-        result: dict[int, list[Op]] = {}
-        for op in self.ops:
-            for value in unique(op.inputs):
-                result.setdefault(id(value), []).append(op)
-        return result
-
     def values(self) -> Iterator[Value]:
         """Inputs, weights, and every op's outputs, bodies included."""
         yield from self.inputs

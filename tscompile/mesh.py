@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-AXES = ("pp", "dp", "cp", "ep", "tp")  # slowest first: neighbours along tp are neighbours in rank
-
 
 @dataclass(frozen=True)
 class Mesh:

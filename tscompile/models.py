@@ -117,7 +117,7 @@ def user_code(path: Path) -> Iterator[None]:
         raise CompileError(f"the model file does not parse: {error.msg}", where) from None
     except InternalError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         source = _line(error.__traceback__, path)
         frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
         last = max((i for i, file in enumerate(frames) if file == str(path)), default=-1)

@@ -235,6 +235,7 @@ def test_what_does_not_trace(init: str, forward: str, message: str, tmp_path: Pa
             "import nothing_of_that_name\n",
             "mine.py:1: the model file raised ModuleNotFoundError: No module named",
         ),
+        ("exit(3)\n", "mine.py:1: the model file raised SystemExit: 3"),
         ("x = 1\n", "mine.py defines no class Model: wanted a torch.nn.Module that takes a Config"),
     ],
 )

@@ -74,7 +74,7 @@ def _rope_reference(context: RankContext, inputs: list[Tensor], attrs: Attrs) ->
     return [torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)]
 
 
-ROPE = register(
+register(
     OpDef(
         "rope",
         (Slot("x", "f32"), Slot("table", "f32"), Slot("positions", "i32")),
@@ -114,7 +114,7 @@ def _kv_write_reference(context: RankContext, inputs: list[Any], attrs: Attrs) -
     return [state]
 
 
-KV_WRITE = register(
+register(
     OpDef(
         "kv_write",
         (Slot("state", "state"), Slot("k", "storage"), Slot("v", "storage"), Slot("slots", "i32")),
@@ -195,7 +195,7 @@ def _visible(attrs: Attrs, sizes: Sizes) -> int:
     return min(window, sizes["context"]) if window else sizes["context"]
 
 
-ATTENTION = register(
+register(
     OpDef(
         "attention",
         (

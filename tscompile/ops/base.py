@@ -116,10 +116,9 @@ class OpDef:
 REGISTRY: dict[str, OpDef] = {}
 
 
-def register(definition: OpDef) -> OpDef:
+def register(definition: OpDef) -> None:
     assert definition.name not in REGISTRY, definition.name
     REGISTRY[definition.name] = definition
-    return definition
 
 
 def size_of(dim: Dim, sizes: Sizes) -> int:

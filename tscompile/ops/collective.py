@@ -42,7 +42,7 @@ def _identity(context: RankContext, inputs: list[Tensor], attrs: Attrs) -> list[
 X = (Slot("x", "any"),)
 
 # A module's boundary, where its author said what it takes or gives. placements: "tp:R dp:S(0)".
-BOUNDARY = register(
+register(
     OpDef(
         "boundary",
         X,
@@ -55,7 +55,7 @@ BOUNDARY = register(
 )
 # From one placement to another along `axis`; global shapes on both sides. Made by `reshard`, realised by
 # `collectives`.
-REDISTRIBUTE = register(
+register(
     OpDef(
         "redistribute",
         X,
@@ -111,23 +111,19 @@ def _resized(*, grow: str = "", shrink: str = "") -> Infer:
     return infer
 
 
-def _collective(name: str, infer: Infer, across: Across, attrs: dict[str, type]) -> OpDef:
-    return register(
-        OpDef(name, X, infer, _identity_rule, {"axis": str, **attrs}, across=across, flops=lambda *_: 0)
-    )
+def _collective(name: str, infer: Infer, across: Across, attrs: dict[str, type]) -> None:
+    register(OpDef(name, X, infer, _identity_rule, {"axis": str, **attrs}, across=across, flops=lambda *_: 0))
 
 
 # axis: the mesh axis. dim: what is gathered, or split over the ranks; source: what was split. ranks: how
 # many, 1 while shapes are global. slice moves nothing: a rank keeps its part.
-ALL_REDUCE = _collective("all_reduce", _same, _all_reduce, {"op": str})
-ALL_GATHER = _collective("all_gather", _resized(grow="dim"), _all_gather, {"dim": int, "ranks": int})
-REDUCE_SCATTER = _collective(
-    "reduce_scatter", _resized(shrink="dim"), _reduce_scatter, {"op": str, "dim": int, "ranks": int}
-)
-ALL_TO_ALL = _collective(
+_collective("all_reduce", _same, _all_reduce, {"op": str})
+_collective("all_gather", _resized(grow="dim"), _all_gather, {"dim": int, "ranks": int})
+_collective("reduce_scatter", _resized(shrink="dim"), _reduce_scatter, {"op": str, "dim": int, "ranks": int})
+_collective(
     "all_to_all",
     _resized(grow="source", shrink="dim"),
     _all_to_all,
     {"source": int, "dim": int, "ranks": int},
 )
-SLICE = _collective("slice", _resized(shrink="dim"), _slice, {"dim": int, "ranks": int})
+_collective("slice", _resized(shrink="dim"), _slice, {"dim": int, "ranks": int})

@@ -58,7 +58,7 @@ def _embedding_bytes(inputs: Sequence[Value], outputs: Sequence[Value], attrs: A
     return num_bytes([inputs[0], outputs[0]], sizes) + num_bytes([outputs[0]], sizes)
 
 
-EMBEDDING = register(
+register(
     OpDef(
         "embedding",
         (Slot("ids", "i32"), Slot("table", "storage")),
@@ -100,7 +100,7 @@ def _linear_flops(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attr
     return 2 * depth * elements(outputs[0].shape, sizes)
 
 
-LINEAR = register(
+register(
     OpDef(
         "linear",
         (Slot("x", "storage"), Slot("weight", "storage")),
@@ -137,7 +137,7 @@ def _swiglu_reference(context: RankContext, inputs: list[Tensor], attrs: Attrs) 
     return [gate * torch.sigmoid(gate) * up]
 
 
-SWIGLU = register(
+register(
     OpDef(
         "swiglu",
         (Slot("x", "f32"),),
@@ -172,7 +172,7 @@ def _rms_norm_reference(context: RankContext, inputs: list[Tensor], attrs: Attrs
     return [x * torch.rsqrt(x.square().mean(-1, keepdim=True) + number(attrs, "eps")) * weight]
 
 
-RMS_NORM = register(
+register(
     OpDef(
         "rms_norm",
         (Slot("x", "f32"), Slot("weight", "f32")),

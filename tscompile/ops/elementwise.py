@@ -8,7 +8,20 @@ import torch
 from torch import Tensor
 
 from tscompile.ir import Shape, Value
-from tscompile.ops.base import Attrs, OpDef, RankContext, Rule, Slot, Type, expect, number, register, text_of
+from tscompile.ops.base import (
+    Attrs,
+    OpDef,
+    RankContext,
+    Rule,
+    Sizes,
+    Slot,
+    Type,
+    elements,
+    expect,
+    number,
+    register,
+    text_of,
+)
 
 LETTERS = "abcdefgh"
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "i32": torch.int32}
@@ -30,7 +43,7 @@ def _dims(shape: Shape, rank: int) -> str:
 
 def _binary(
     name: str, compute: Callable[[Tensor, Tensor], Tensor], partial: tuple[frozenset[int], ...]
-) -> OpDef:
+) -> None:
     def infer(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
         return [Type(broadcast(inputs[0].shape, inputs[1].shape), "f32")]
 
@@ -43,7 +56,7 @@ def _binary(
         return [compute(inputs[0], inputs[1])]
 
     slots = (Slot("x", "f32"), Slot("y", "f32"))
-    return register(OpDef(name, slots, infer, factors, reference=reference, elementwise=True))
+    register(OpDef(name, slots, infer, factors, reference=reference, elementwise=True))
 
 
 def _unary(
@@ -53,7 +66,7 @@ def _unary(
     *,
     linear: bool = False,
     flops_an_element: int = 1,
-) -> OpDef:
+) -> None:
     def infer(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
         return [Type(inputs[0].shape, "f32")]
 
@@ -64,8 +77,20 @@ def _unary(
     def reference(context: RankContext, inputs: list[Tensor], attrs: Attrs) -> list[Tensor]:
         return [compute(inputs[0], attrs)]
 
-    return register(
-        OpDef(name, (Slot("x", "f32"),), infer, factors, attrs or {}, reference=reference, elementwise=True)
+    def flops(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs, sizes: Sizes) -> int:
+        return flops_an_element * elements(outputs[0].shape, sizes)
+
+    register(
+        OpDef(
+            name,
+            (Slot("x", "f32"),),
+            infer,
+            factors,
+            attrs or {},
+            reference=reference,
+            elementwise=True,
+            flops=flops,
+        )
     )
 
 
@@ -86,20 +111,18 @@ def _cast_reference(context: RankContext, inputs: list[Tensor], attrs: Attrs) ->
 
 TOGETHER, EITHER = (frozenset({0, 1}),), (frozenset({0}), frozenset({1}))
 
-ADD = _binary("add", torch.add, TOGETHER)
-SUB = _binary("sub", torch.sub, TOGETHER)
-MUL = _binary("mul", torch.mul, EITHER)
-NEG = _unary("neg", lambda x, _: -x, linear=True)
-SCALE = _unary("scale", lambda x, attrs: x * number(attrs, "value"), {"value": float}, linear=True)
-SHIFT = _unary("shift", lambda x, attrs: x + number(attrs, "value"), {"value": float})
-SILU = _unary("silu", lambda x, _: x * torch.sigmoid(x), flops_an_element=4)
-SIGMOID = _unary("sigmoid", lambda x, _: torch.sigmoid(x), flops_an_element=3)
-RELU = _unary("relu", lambda x, _: torch.relu(x))
+_binary("add", torch.add, TOGETHER)
+_binary("sub", torch.sub, TOGETHER)
+_binary("mul", torch.mul, EITHER)
+_unary("neg", lambda x, _: -x, linear=True)
+_unary("scale", lambda x, attrs: x * number(attrs, "value"), {"value": float}, linear=True)
+_unary("shift", lambda x, attrs: x + number(attrs, "value"), {"value": float})
+_unary("silu", lambda x, _: x * torch.sigmoid(x), flops_an_element=4)
+_unary("sigmoid", lambda x, _: torch.sigmoid(x), flops_an_element=3)
+_unary("relu", lambda x, _: torch.relu(x))
 # 0.5 x (1 + tanh(u)) with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x * sigmoid(2 u)
-GELU_TANH = _unary(
-    "gelu_tanh", lambda x, _: torch.nn.functional.gelu(x, approximate="tanh"), flops_an_element=8
-)
-CAST = register(
+_unary("gelu_tanh", lambda x, _: torch.nn.functional.gelu(x, approximate="tanh"), flops_an_element=8)
+register(
     OpDef(
         "cast",
         (Slot("x", "any"),),

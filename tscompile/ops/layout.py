@@ -95,7 +95,7 @@ def _no_flops(*_: object) -> int:
     return 0
 
 
-RESHAPE = register(
+register(
     OpDef(
         "reshape",
         (Slot("x", "any"),),
@@ -135,7 +135,7 @@ def _split_reference(context: RankContext, inputs: list[Tensor], attrs: Attrs) -
     return list(torch.split_with_sizes(inputs[0], integers(attrs, "sizes"), dim=-1))
 
 
-SPLIT = register(
+register(
     OpDef(
         "split",
         (Slot("x", "any"),),
@@ -173,7 +173,7 @@ def _concat_reference(context: RankContext, inputs: list[Tensor], attrs: Attrs) 
     return [torch.cat(inputs, dim=-1)]
 
 
-CONCAT = register(
+register(
     OpDef(
         "concat",
         (Slot("parts", "any", variadic=True),),
@@ -201,7 +201,7 @@ def _gather_reference(context: RankContext, inputs: list[Tensor], attrs: Attrs) 
     return [inputs[0][inputs[1].long()]]
 
 
-GATHER_ROWS = register(
+register(
     OpDef(
         "gather_rows",
         (Slot("x", "any"), Slot("rows", "i32")),
