@@ -1,4 +1,4 @@
-"""Offline generation: a `tsruntime generate --jsonl` process keeps one engine open; JSON lines go both ways."""
+"""Offline generation: a `tsruntime generate --jsonl` process keeps an engine open, and takes JSON lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RuntimeFailure(RuntimeError):
 
 
 class RequestError(ValueError):
-    """A request that cannot be served: the `index`th of those given. `param` is the field at fault, or None."""
+    """A request that cannot be served: the `index`th given. `param` is the field at fault, or None."""
 
     def __init__(self, index: int, message: str, param: str | None) -> None:
         super().__init__(f"request {index}: {message}")
@@ -57,11 +57,12 @@ class LLM:
         self.vocab_size: int = ready["vocab_size"]
         self.context: int = ready["context"]
         """Tokens that a prompt and its output may have together."""
+        self._next_id = 0
 
     def generate(self, prompts: Prompt | Sequence[Prompt], **params: Any) -> list[Answer]:
         """Continues prompts: texts or lists of token ids; one answer for each, in their order.
 
-        `params` are fields of `/v1/completions`: max_tokens (else up to the context), temperature, top_k,
+        `params` are fields of `/v1/completions`, with its defaults: max_tokens (16), temperature (1), top_k,
         top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, seed, stop, stop_token_ids,
         ignore_eos, logit_bias, logprobs (K, up to the vocabulary), add_special_tokens, skip_special_tokens.
         An answer has prompt_ids, ids, text, finish_reason ("stop" or "length"), timing and, with logprobs,
@@ -74,7 +75,7 @@ class LLM:
 
     def chat(self, conversations: Sequence[Any], **params: Any) -> list[Answer]:
         """Answers chats: one list of messages (`{"role": ..., "content": ...}`), or a list of such lists.
-        As `generate`, and with `chat_template_kwargs`."""
+        As `generate`, but max_tokens is up to the context, and there is `chat_template_kwargs`."""
         one = len(conversations) > 0 and isinstance(conversations[0], dict)
         many = [conversations] if one else conversations
         return self._all({"messages": messages, **params} for messages in many)
@@ -99,14 +100,19 @@ class LLM:
         self.close()
 
     def _all(self, requests: Iterable[dict[str, Any]]) -> list[Answer]:
-        lines = [json.dumps({"id": index, **request}) for index, request in enumerate(requests)]
+        many = list(requests)
+        # Ids are never used again: a call that was interrupted leaves answers behind.
+        first, self._next_id = self._next_id, self._next_id + len(many)
+        lines = [_line_of({"id": first + index, **request}) for index, request in enumerate(many)]
         # Both pipes fill: one thread writes while this one reads.
         writer = threading.Thread(target=_write, args=(self._process.stdin, lines), daemon=True)
         writer.start()
         answers: dict[int, Answer] = {}
         while len(answers) < len(lines):
             answer = json.loads(self._line())
-            answers[answer.pop("id")] = answer
+            index = answer.pop("id") - first
+            if index >= 0:
+                answers[index] = answer
         writer.join()
         for index in range(len(lines)):
             error = answers[index].get("error")
@@ -125,8 +131,12 @@ class LLM:
         return line
 
 
-def _write(pipe: IO[bytes], lines: list[str]) -> None:
+def _line_of(request: dict[str, Any]) -> bytes:
+    """ValueError for what JSON cannot say: NaN, half of a surrogate pair."""
+    return json.dumps(request, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _write(pipe: IO[bytes], lines: list[bytes]) -> None:
     with contextlib.suppress(BrokenPipeError):  # the reader finds out, and says why
-        for line in lines:
-            pipe.write(line.encode() + b"\n")
+        pipe.writelines(lines)
         pipe.flush()

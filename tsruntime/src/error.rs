@@ -1,5 +1,7 @@
 //! Errors for those who asked: over HTTP, and at the command line.
 
+use std::io::Write;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -60,7 +62,7 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         if self.status == StatusCode::INTERNAL_SERVER_ERROR {
-            eprintln!("tsruntime: {}", self.message);
+            say(&self.message);
         }
         let mut response = crate::server::json_response(self.status, &self.body());
         let headers = response.headers_mut();
@@ -129,4 +131,9 @@ impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Failure {
         Failure::new(Exit::Failed, error.to_string())
     }
+}
+
+/// A line on standard error; nobody need be there to read it.
+pub fn say(message: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "tsruntime: {message}");
 }

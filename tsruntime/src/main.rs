@@ -21,7 +21,7 @@ use std::time::Instant;
 use clap::Parser;
 
 use cli::{Cli, Command};
-use error::Failure;
+use error::{Failure, say};
 
 fn main() -> ExitCode {
     let started = Instant::now();
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { exit, message }) => {
-            eprintln!("tsruntime: {message}");
+            say(message);
             ExitCode::from(exit as u8)
         }
     }

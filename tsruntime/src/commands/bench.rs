@@ -1,5 +1,6 @@
 //! `tsruntime bench`.
 
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -57,8 +58,7 @@ pub fn bench(arguments: &BenchArgs, started: Instant) -> Result<(), Failure> {
         "resident_bytes_max": memory("VmHWM:"),
         "schedule_us_per_step": (stats.schedule_ns as f64 / 1e3 / stats.num_steps.max(1) as f64 * 1e3).round() / 1e3,
     });
-    print(&report, arguments.json);
-    Ok(())
+    Ok(print(&report, arguments.json)?)
 }
 
 fn check(model: &Model, arguments: &BenchArgs, options: &LoadOptions) -> Result<(), Failure> {
@@ -153,23 +153,28 @@ fn memory(name: &str) -> u64 {
     line.trim().trim_end_matches("kB").trim().parse::<u64>().map_or(0, |kib| kib << 10)
 }
 
-fn print(report: &Value, json: bool) {
+fn print(report: &Value, json: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
     if json {
-        println!("{report}");
-        return;
+        return writeln!(out, "{report}");
     }
     let number = |name: &str| report[name].as_f64().unwrap_or(0.0);
-    println!("{} on {}, {} threads", report["model"], report["target"], report["threads"]);
-    println!(
+    writeln!(out, "{} on {}, {} threads", text(&report["model"]), text(&report["target"]), report["threads"])?;
+    writeln!(
+        out,
         "prefill      {:>10.1} tokens/s  (prompt {}, batch {})",
         number("prefill_tokens_per_s"),
         report["prompt"],
         report["batch"]
-    );
-    println!("decode       {:>10.1} tokens/s  ({} tokens)", number("decode_tokens_per_s"), report["decode"]);
-    println!("ready        {:>10.1} ms", number("start_ms"));
-    println!("first token  {:>10.1} ms", number("first_token_ms"));
-    println!("memory       {:>10.1} MiB", number("resident_bytes") / f64::from(1 << 20));
+    )?;
+    writeln!(out, "decode       {:>10.1} tokens/s  ({} tokens)", number("decode_tokens_per_s"), report["decode"])?;
+    writeln!(out, "ready        {:>10.1} ms", number("start_ms"))?;
+    writeln!(out, "first token  {:>10.1} ms", number("first_token_ms"))?;
+    writeln!(out, "memory       {:>10.1} MiB", number("resident_bytes") / f64::from(1 << 20))
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
 }
 
 #[cfg(test)]

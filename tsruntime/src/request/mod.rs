@@ -134,7 +134,10 @@ pub fn offline(body: Value, limits: &Limits) -> Result<(Value, GenerateRequest),
     }
     let prompts = match fields.take("messages") {
         Some(messages) => vec![Prompt::Chat(Box::new(chat::conversation_of(messages, &mut fields)?))],
-        None => prompts(&mut fields, limits)?,
+        None => {
+            params.max_tokens.get_or_insert(COMPLETION_TOKENS);
+            prompts(&mut fields, limits)?
+        }
     };
     if prompts.len() != 1 {
         return Err(ApiError::field("prompt", "invalid_value", "a line holds one prompt; write a line for each"));

@@ -164,7 +164,7 @@ fn messages_are_checked_one_by_one() {
 #[test]
 fn an_offline_line_is_one_prompt() {
     let (id, request) = offline(json!({"id": 7, "prompt": [1], "logprobs": 1000}), &LIMITS).unwrap();
-    assert_eq!((id, request.params.logprobs, request.params.max_tokens), (json!(7), Some(1000), None));
+    assert_eq!((id, request.params.logprobs, request.params.max_tokens), (json!(7), Some(1000), Some(16)));
     for body in
         [json!({"prompt": ["a", "b"]}), json!({"prompt": "a", "n": 2}), json!({"prompt": "a", "logprobs": 1001})]
     {

@@ -30,7 +30,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio_io_timeout::TimeoutStream;
 
-use crate::error::{Exit, Failure};
+use crate::error::{Exit, Failure, say};
 use crate::model::{LoadOptions, Model};
 use app::App;
 
@@ -78,7 +78,7 @@ pub fn run(options: ServerOptions, started: Instant) -> Result<(), Failure> {
 async fn serve(options: ServerOptions, started: Instant) -> Result<(), Failure> {
     let (listener, address) = listen(&options.host, options.port).await?;
     if !address.ip().is_loopback() && options.api_keys.is_empty() {
-        eprintln!("tsruntime: {address} is open to the network, and no --api-key is set");
+        say(format!("{address} is open to the network, and no --api-key is set"));
     }
     let mut signals = Signals::new()?;
     let app = Arc::new(App::new(&options));
@@ -103,13 +103,13 @@ async fn serve(options: ServerOptions, started: Instant) -> Result<(), Failure> 
                     let code = if drain { 128 + name.as_raw_value() } else { 0 };
                     std::process::exit(code);
                 }
-                eprintln!("tsruntime: draining, at most {} s", options.drain_timeout.as_secs());
+                say(format!("draining, at most {} s", options.drain_timeout.as_secs()));
                 app.drain();
                 deadline = Some(tokio::time::Instant::now() + options.drain_timeout);
             }
             () = app.idle(), if drain => break,
             () = sleep_until(deadline), if drain => {
-                eprintln!("tsruntime: {} requests were still running and are cut off", app.num_active());
+                say(format!("{} requests were still running and are cut off", app.num_active()));
                 break;
             }
         }
