@@ -21,14 +21,22 @@ def executable() -> Path:
     raise FileNotFoundError("tsruntime is not built: run `make build`")
 
 
-@pytest.fixture(scope="session")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _build(path: Path, *arguments: str) -> Path:
     """The demo checkpoint, compiled for this machine."""
-    path = tmp_path_factory.mktemp("plan") / "demo.tsp"
     command = [sys.executable, "-m", "tscompile.cli", "build", str(ROOT / "artifacts/demo"), "-o", str(path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return path
+
+
+@pytest.fixture(scope="session")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _build(tmp_path_factory.mktemp("plan") / "demo.tsp")
+
+
+@pytest.fixture(scope="session")
+def plan_without_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _build(tmp_path_factory.mktemp("plan") / "ids.tsp", "--no-text")
 
 
 Start = Callable[..., Server]

@@ -97,6 +97,20 @@ def test_generate_refuses(executable: Path, plan: Path, arguments: list[str], sa
     assert done.stdout == ""
 
 
+def test_a_plan_without_text(executable: Path, plan: Path, plan_without_text: Path) -> None:
+    """Token ids in, the same token ids out as with text."""
+    arguments = ["--ids", "5,6,7", "--max-tokens", "6", "--ignore-eos", "--logprobs", "2"]
+    answer = generate(executable, plan_without_text, *arguments)
+    with_text = generate(executable, plan, *arguments)
+    assert answer["text"] == ""
+    assert (answer["ids"], answer["logprobs"]) == (with_text["ids"], with_text["logprobs"])
+    for text in (["-p", "a"], ["-p", "a", "--chat"]):
+        command = [str(executable), "generate", str(plan_without_text), *text]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert "built without a tokenizer: send token ids" in done.stderr
+
+
 def test_a_reader_that_leaves_is_no_error(executable: Path, plan: Path) -> None:
     command = f"'{executable}' generate '{plan}' -p 'import ' --max-tokens 500 --ignore-eos | head -c 10"
     done = subprocess.run(
@@ -189,4 +203,7 @@ def test_llm_errors(plan: Path, tmp_path: Path) -> None:
         with pytest.raises(RequestError) as error:
             llm.generate(["fine", "not fine " * 3000], max_tokens=1)
         assert (error.value.index, error.value.param) == (1, "prompt")
+        for unsayable in [{"temperature": float("nan")}, {"stop": "\ud800"}]:
+            with pytest.raises(ValueError, match=r"not JSON compliant|surrogates not allowed"):
+                llm.generate(["fine"], **unsayable)
         assert len(llm.generate(["fine"], max_tokens=1)) == 1, "it goes on"
