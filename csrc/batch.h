@@ -9,9 +9,9 @@
 
 namespace ts {
 
-/// Owns the memory behind a ts_batch. The page table persists: its rows [0, num_seqs) are those of the running sequences, and change only
-/// where a sequence gets a page or moves to another row. The other arrays are written anew each step. Nothing allocates after
-/// construction.
+/// Owns the memory behind a ts_batch. The page table persists: its rows [0, num_seqs) are those of the running
+/// sequences, and change only where a sequence gets a page or moves to another row. The other arrays are written anew
+/// each step. Nothing allocates after construction.
 class BatchArrays {
  public:
   BatchArrays(int32_t max_tokens, int32_t max_seqs, int32_t max_pages);

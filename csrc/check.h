@@ -12,8 +12,8 @@ namespace ts {
 
 }  // namespace ts
 
-/// An invariant of ours, checked in every build: a broken page table must stop the process before it mixes two users' tokens.
-/// For what callers may get wrong, throw Error.
+/// An invariant of ours, checked in every build: a broken page table must stop the process before it mixes two users'
+/// tokens. For what callers may get wrong, throw Error.
 #define TS_ASSERT(condition, why)                                   \
   do {                                                              \
     if (condition) [[likely]] {                                     \

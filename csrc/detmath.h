@@ -3,8 +3,8 @@
 #include <bit>
 #include <cstdint>
 
-/// exp and log in double arithmetic, made of +, -, *, / alone: the same bits on every host, whatever its libm. Compile without contraction
-/// of a * b + c (-ffp-contract=off). Errors stay below 1e-15, relative.
+/// exp and log in double arithmetic, made of +, -, *, / alone: the same bits on every host, whatever its libm. Compile
+/// without contraction of a * b + c (-ffp-contract=off). Errors stay below 1e-15, relative.
 namespace ts::detmath {
 
 inline constexpr double kLog2e = 0x1.71547652b82fep+0;

@@ -245,8 +245,9 @@ void EngineCore::publish(int32_t num_running) {
   events_.push(outbox_);
 }
 
-/// After an exception where none is expected (no memory for a table, say): the scheduler may be half-way through a change, so it is given up
-/// with the whole cache, and every request that it knew ends with an error. Those in the inbox are served.
+/// After an exception where none is expected (no memory for a table, say): the scheduler may be half-way through a
+/// change, so it is given up with the whole cache, and every request that it knew ends with an error. Those in the
+/// inbox are served.
 void EngineCore::start_over(const std::string &reason) {
   counters_before_ = sum_of(counters_before_, scheduler_->counters());
   outbox_.clear();

@@ -26,7 +26,8 @@ struct Logits {
   int64_t stride = 0;
 };
 
-/// What computes a step: the executor, or a test's model. Called by the step thread alone. An exception ends the requests of the step.
+/// What computes a step: the executor, or a test's model. Called by the step thread alone. An exception ends the
+/// requests of the step.
 using RunStep = std::function<Logits(const ts_batch &)>;
 
 struct EngineOptions {
@@ -37,8 +38,8 @@ struct EngineOptions {
   std::vector<int32_t> eos_token_ids;
 };
 
-/// The engine behind the C ABI: an inbox, the step thread, and the queue of events. Each turn of the step thread drains the inbox,
-/// schedules, runs, samples, commits and publishes; with nothing to do it sleeps.
+/// The engine behind the C ABI: an inbox, the step thread, and the queue of events. Each turn of the step thread
+/// drains the inbox, schedules, runs, samples, commits and publishes; with nothing to do it sleeps.
 class EngineCore {
  public:
   EngineCore(const EngineOptions &options, RunStep run);

@@ -19,8 +19,8 @@ struct Event {
   std::string message;
 };
 
-/// From the step thread to the one thread that polls. Bounded: the step thread waits for room before a step, so a poller that has stopped
-/// holds up the engine, and not the machine's memory.
+/// From the step thread to the one thread that polls. Bounded: the step thread waits for room before a step, so a
+/// poller that has stopped holds up the engine, and not the machine's memory.
 class EventQueue {
  public:
   explicit EventQueue(size_t bound) : bound_(bound) {}

@@ -12,7 +12,8 @@
 
 namespace ts {
 
-// What can happen to a request. Linear things that an event brings are consumed with it. `row`: the sequence's row of the page table.
+// What can happen to a request. Linear things that an event brings are consumed with it. `row`: the sequence's row of
+// the page table.
 
 struct Admit {  ///< It may run: with the pages of its prefix that the cache has found.
   std::vector<SharedPage> prefix;
@@ -38,8 +39,8 @@ struct Fail {      ///< It cannot go on; nothing that it read or wrote is to be 
   std::string message;
 };
 
-/// The state machine: an overload for each legal pair, which consumes the state and returns the next. A pair that has none does not
-/// compile. The table below says the same, and is checked.
+/// The state machine: an overload for each legal pair, which consumes the state and returns the next. A pair that has
+/// none does not compile. The table below says the same, and is checked.
 class Transition {
  public:
   static Prefilling apply(Queued &&s, Admit &&e) { return admit(std::move(s.sequence_), std::move(e)); }

@@ -18,8 +18,8 @@ class Slot {
   int32_t value_;
 };
 
-/// A page that one owner may write. Move-only; only the pool makes one. It ends in one of two ways: PrefixCache::seal consumes it and
-/// gives a SharedPage, or its destructor gives it back to the pool, its content forgotten.
+/// A page that one owner may write. Move-only; only the pool makes one. It ends in one of two ways: PrefixCache::seal
+/// consumes it and gives a SharedPage, or its destructor gives it back to the pool, its content forgotten.
 class WritablePage {
  public:
   WritablePage(WritablePage &&other) noexcept;
@@ -39,8 +39,9 @@ class WritablePage {
   int32_t id_;
 };
 
-/// One reference to a full page that nobody can write any more. Move-only: a second reference is made by share(), in plain sight.
-/// The destructor gives the reference back; after the last one the page is free, or idle if the prefix cache can still find it.
+/// One reference to a full page that nobody can write any more. Move-only: a second reference is made by share(), in
+/// plain sight. The destructor gives the reference back; after the last one the page is free, or idle if the prefix
+/// cache can still find it.
 class SharedPage {
  public:
   SharedPage(SharedPage &&other) noexcept;

@@ -9,8 +9,8 @@
 
 namespace ts {
 
-/// Names a full page by everything that its content depends on: the first 128 bits of SHA-256 over the parent page's hash (16 bytes,
-/// as they stand in the digest) and the page's token ids (int32, little-endian).
+/// Names a full page by everything that its content depends on: the first 128 bits of SHA-256 over the parent page's
+/// hash (16 bytes, as they stand in the digest) and the page's token ids (int32, little-endian).
 struct PageHash {
   uint64_t head = 0;
   uint64_t tail = 0;
@@ -39,8 +39,8 @@ class PrefixCache {
   /// Demands pool().num_available() > 0.
   WritablePage allocate();
 
-  /// `page` is full and `hash` names its content. Gives the page of that content from now on: `page` itself, or the one that was
-  /// indexed under this hash before, and then `page` is free.
+  /// `page` is full and `hash` names its content. Gives the page of that content from now on: `page` itself, or the
+  /// one that was indexed under this hash before, and then `page` is free.
   SharedPage seal(WritablePage &&page, const PageHash &hash);
 
   /// Nobody finds this page any more. Its references stay good.

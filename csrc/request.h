@@ -21,7 +21,8 @@ struct RequestLimits {
   std::vector<int32_t> eos_token_ids;
 };
 
-/// How tokens are chosen from logits; the fields mean what ts_request says. csrc/sampler.h has the order in which they apply.
+/// How tokens are chosen from logits; the fields mean what ts_request says. csrc/sampler.h has the order in which they
+/// apply.
 struct SamplingParams {
   double temperature = 0;
   int32_t top_k = 0;
@@ -54,7 +55,8 @@ class TokenCounts {
   std::vector<int32_t> index_;  // open addressing over counts_; -1: empty; a power of two
 };
 
-/// A request and what has become of it: the part that outlives every state. The prompt's tokens are followed by the outputs.
+/// A request and what has become of it: the part that outlives every state. The prompt's tokens are followed by the
+/// outputs.
 struct Sequence {
   uint64_t id = 0;
   uint64_t arrival = 0;  ///< order of submission; smaller is older
@@ -86,8 +88,8 @@ constexpr int32_t num_pages_for(int32_t num_tokens, int32_t page_size) {
   return (num_tokens + page_size - 1) / page_size;
 }
 
-/// Checks a request and takes a copy of all it needs. Throws Error(TS_BAD_REQUEST) naming the field, what was found and what is
-/// wanted. Costs O(prompt): it runs on the caller's thread, hashing included.
+/// Checks a request and takes a copy of all it needs. Throws Error(TS_BAD_REQUEST) naming the field, what was found
+/// and what is wanted. Costs O(prompt): it runs on the caller's thread, hashing included.
 std::unique_ptr<Sequence> make_sequence(const ts_request &request, const RequestLimits &limits);
 
 }  // namespace ts

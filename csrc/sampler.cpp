@@ -91,7 +91,8 @@ struct Ranked {
   }
 };
 
-/// The k likeliest tokens, in no order. One pass; what cannot be among them any more is thrown out whenever 2 k have gathered.
+/// The k likeliest tokens, in no order. One pass; what cannot be among them any more is thrown out whenever 2 k have
+/// gathered.
 template <class T>
 std::vector<Ranked<T>> likeliest(std::span<const T> logits, size_t k) {
   const size_t capacity = std::min(logits.size(), std::max<size_t>(2 * k, 256));
@@ -116,7 +117,8 @@ std::vector<Ranked<T>> likeliest(std::span<const T> logits, size_t k) {
   return best;
 }
 
-/// The first tokens by descending weight: all with a larger weight than `weight`, and the first `num_ties` with just this weight.
+/// The first tokens by descending weight: all with a larger weight than `weight`, and the first `num_ties` with just
+/// this weight.
 struct Cut {
   uint64_t weight = 0;
   uint64_t num_ties = UINT64_MAX;
@@ -131,7 +133,8 @@ uint64_t sum_of(std::span<const uint64_t> weights, const Cut &cut) {
   return sum;
 }
 
-/// The fewest tokens whose weights sum to at least `target`, which is at least 1 and at most the sum of all. By radix, in O(tokens).
+/// The fewest tokens whose weights sum to at least `target`, which is at least 1 and at most the sum of all. By radix,
+/// in O(tokens).
 Cut nucleus(std::span<const uint64_t> weights, uint64_t target) {
   constexpr int kDigitBits = 9;
   constexpr int kDigits = (kWeightBits + 1 + kDigitBits - 1) / kDigitBits;

@@ -21,7 +21,8 @@ struct Sampled {
   std::string error;            ///< not empty: the logits were not finite, and there is no token
 };
 
-/// Chooses the next token of one request from its logits. In this order, which is vLLM's up to the temperature and transformers' after it:
+/// Chooses the next token of one request from its logits. In this order, which is vLLM's up to the temperature and
+/// transformers' after it:
 ///
 ///     logit bias           added
 ///     repetition penalty   tokens of prompt and output: logit / r if positive, else logit * r
@@ -32,10 +33,11 @@ struct Sampled {
 ///     top-p                of these, the fewest whose probabilities sum to at least p of theirs
 ///     min-p                of these, the ones at least min_p times as likely as the most likely
 ///
-/// Equally likely tokens rank by lower id, so top_k 1 is greedy. Probabilities are kept as weights: over that of the most likely token, as
-/// fixed-point numbers of 42 bits, so that every sum is exact in any order; below 2^-43 they are zero. The choice is the inverse of the
-/// cumulative weights, in order of ids, at a random number that depends on (seed, position) only.
-/// Logprobs are of the logits as they came. All arithmetic is in double, by csrc/detmath.h. Not thread-safe: it owns scratch memory.
+/// Equally likely tokens rank by lower id, so top_k 1 is greedy. Probabilities are kept as weights: over that of the
+/// most likely token, as fixed-point numbers of 42 bits, so that every sum is exact in any order; below 2^-43 they are
+/// zero. The choice is the inverse of the cumulative weights, in order of ids, at a random number that depends on
+/// (seed, position) only. Logprobs are of the logits as they came. All arithmetic is in double, by csrc/detmath.h. Not
+/// thread-safe: it owns scratch memory.
 class Sampler {
  public:
   static constexpr int32_t kMaxVocab = 1 << 20;  ///< with more, sums of weights could overflow

@@ -145,8 +145,8 @@ bool Scheduler::grow_decodes() {
   return enough;
 }
 
-/// Gives the sequence that is still prefilling, if there is one, its next chunk out of the `left` tokens. (It holds one of the tokens of
-/// the budget already.) False if it got less than it could use.
+/// Gives the sequence that is still prefilling, if there is one, its next chunk out of the `left` tokens. (It holds
+/// one of the tokens of the budget already.) False if it got less than it could use.
 bool Scheduler::grow_prefill(int32_t &left) {
   for (int32_t r = 0; r < num_running(); ++r) {
     auto *prefilling = std::get_if<Prefilling>(&running(r).state);
@@ -175,8 +175,8 @@ void Scheduler::admit(int32_t &left) {
   }
 }
 
-/// Admits the oldest waiting sequence if all that it knows fits, and leaves a page to each that runs already: else it would soon be
-/// preempted again.
+/// Admits the oldest waiting sequence if all that it knows fits, and leaves a page to each that runs already: else it
+/// would soon be preempted again.
 bool Scheduler::admit_one(int32_t &left) {
   const Sequence &sequence = sequence_of(waiting_.front());
   std::vector<SharedPage> prefix = match_prefix(cache_, sequence, 0);

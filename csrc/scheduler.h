@@ -43,8 +43,8 @@ struct Outcome {
 
 class Scheduler;
 
-/// A step in flight: its arrays, and the running sequences with every page that the step reads or writes. As long as it lives, nothing else
-/// can reach these pages. It ends in Scheduler::commit or Scheduler::fail, once.
+/// A step in flight: its arrays, and the running sequences with every page that the step reads or writes. As long as
+/// it lives, nothing else can reach these pages. It ends in Scheduler::commit or Scheduler::fail, once.
 class Batch {
  public:
   Batch(Batch &&) noexcept = default;
@@ -81,14 +81,15 @@ class Batch {
   std::span<const int32_t> logit_owners_;  // [num_logits] index into running_
 };
 
-/// Decides what each step computes: continuous batching under a token budget, decodes first, then prefills in chunks, first come first
-/// served; the prefix cache; preemption of the youngest when pages run out.
+/// Decides what each step computes: continuous batching under a token budget, decodes first, then prefills in chunks,
+/// first come first served; the prefix cache; preemption of the youngest when pages run out.
 ///
-/// A pure function of its state and of the calls it gets: no clock, no thread, no device. Between schedule() and commit() the running
-/// sequences are the batch's. A step costs O(sequences in the batch + pages they cross).
+/// A pure function of its state and of the calls it gets: no clock, no thread, no device. Between schedule() and
+/// commit() the running sequences are the batch's. A step costs O(sequences in the batch + pages they cross).
 ///
-/// Every running sequence is older than every waiting one, and has a token in every step: at most min(max_seqs, token_budget) run, and of
-/// these at most one, the youngest, has more prompt left than a step holds. The oldest is never preempted, so every request ends.
+/// Every running sequence is older than every waiting one, and has a token in every step: at most min(max_seqs,
+/// token_budget) run, and of these at most one, the youngest, has more prompt left than a step holds. The oldest is
+/// never preempted, so every request ends.
 class Scheduler {
  public:
   explicit Scheduler(const SchedulerOptions &options);

@@ -13,8 +13,8 @@
 
 namespace ts {
 
-/// The pages of one running sequence, in order: sealed ones, then those still written. `row` is always the sequence's row of the
-/// page table, which is kept in step with the pages, an entry at a time.
+/// The pages of one running sequence, in order: sealed ones, then those still written. `row` is always the sequence's
+/// row of the page table, which is kept in step with the pages, an entry at a time.
 class Context {
  public:
   explicit Context(int32_t num_pages_max) { sealed_.reserve(static_cast<size_t>(num_pages_max)); }
@@ -99,7 +99,8 @@ class Decoding {
   Context context_;
 };
 
-/// Lost its pages to an older sequence, and waits to be admitted again. Its full pages can still be found, for as long as they last.
+/// Lost its pages to an older sequence, and waits to be admitted again. Its full pages can still be found, for as long
+/// as they last.
 class Preempted {
  public:
   const Sequence &sequence() const { return *sequence_; }
@@ -129,8 +130,8 @@ class Finished {
   std::string message_;
 };
 
-/// The pages of `sequence` from page `first` on that the cache can find, without a gap; never all of its tokens, because the last one's
-/// logits must be computed.
+/// The pages of `sequence` from page `first` on that the cache can find, without a gap; never all of its tokens,
+/// because the last one's logits must be computed.
 std::vector<SharedPage> match_prefix(PrefixCache &cache, const Sequence &sequence, int32_t first);
 
 }  // namespace ts

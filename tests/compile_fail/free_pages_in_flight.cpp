@@ -1,4 +1,5 @@
-// The pages that a step reads belong to its batch until it is committed: nobody else can reach the states that hold them.
+// The pages that a step reads belong to its batch until it is committed: nobody else can reach the states that hold
+// them.
 // expect: is private within this context
 void offend(ts::Batch &batch) {
   static_cast<void>(batch);

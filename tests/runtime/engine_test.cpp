@@ -142,7 +142,8 @@ TEST(Engine, AnswersManyThreadsAsEachRequestAlone) {
   }
 }
 
-/// One output for a request however it is served: alone, in a batch, in chunks of any size, from the prefix cache, preempted.
+/// One output for a request however it is served: alone, in a batch, in chunks of any size, from the prefix cache,
+/// preempted.
 TEST(Engine, CompanyNeverChangesAnOutput) {
   const toy::Request r = request(1, 37, 25);
   for (const int32_t budget : {1, 3, 16, 64}) {

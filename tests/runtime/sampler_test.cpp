@@ -65,7 +65,7 @@ TEST(Philox, KnownAnswers) {  // the paper's own: kat_vectors of Random123
             (Words{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
 }
 
-// ---- a plain reference: sort everything, in long double --------------------------------------------------------------
+// ---- a plain reference: sort everything, in long double -------------------------------------------------------------
 
 struct Reference {
   std::vector<int32_t> kept;             // ascending

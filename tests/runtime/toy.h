@@ -16,7 +16,8 @@
 #include "sampler.h"
 #include "scheduler.h"
 
-/// A tiny deterministic model over a real paged cache, and what it takes to drive a scheduler with it: the control plane's tests.
+/// A tiny deterministic model over a real paged cache, and what it takes to drive a scheduler with it: the control
+/// plane's tests.
 namespace toy {
 
 constexpr uint64_t mix(uint64_t a, uint64_t b) {
@@ -85,7 +86,8 @@ class Model {
   }
 
  private:
-  /// What launch_abi.h promises to kernels, and that no two sequences write one page, and none reads what another writes.
+  /// What launch_abi.h promises to kernels, and that no two sequences write one page, and none reads what another
+  /// writes.
   void check(const ts_batch &b) {
     ASSERT_GE(b.num_seqs, 1);
     ASSERT_EQ(b.query_start[0], 0);

@@ -13,8 +13,9 @@
 
 #include "../runtime/toy.h"
 
-/// Worlds of random size, driven by a seed: the real scheduler and pool, a toy model whose output depends on every token that it reads through
-/// the page tables, and after each step every invariant. TS_SIM_SEED=n runs world n alone; TS_SIM_STEPS=n sets how many steps all worlds take.
+/// Worlds of random size, driven by a seed: the real scheduler and pool, a toy model whose output depends on every
+/// token that it reads through the page tables, and after each step every invariant. TS_SIM_SEED=n runs world n alone;
+/// TS_SIM_STEPS=n sets how many steps all worlds take.
 namespace ts {
 namespace {
 
