@@ -6,11 +6,11 @@
 #include <stdint.h>
 #ifdef TS_EMULATE
 #include "emulate.h"
+#define TS_INLINE inline __attribute__((unused))  // thousands of inlined emulations would compile for a minute
 #else
 #include <immintrin.h>
-#endif
-
 #define TS_INLINE inline __attribute__((always_inline, unused))
+#endif
 #define TS_NOINLINE static __attribute__((noinline, unused))
 #define TS_KERNEL extern "C" __attribute__((visibility("default"))) void
 

@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 # gcc 12's AVX-512 intrinsics begin with registers that they leave undefined
 NATIVE = (*WARNINGS, "-Wno-uninitialized", "-Wno-maybe-uninitialized")
-EMULATED = ("-DTS_EMULATE", "-w")
+EMULATED = ("-DTS_EMULATE", "-O1", "-fno-inline", "-w")
 RUNNER = """
 TS_KERNEL run_kernel(ts_kernel kernel, const ts_args *args, int threads) {
   const unsigned before = _mm_getcsr();
