@@ -56,9 +56,9 @@ class Checkpoint:
             raise CompileError(
                 f"{folder} is not a folder: give the checkpoint's folder, with config.json in it"
             )
-        self.config = read_json(self._inside("config.json"))
+        self.config = read_json(self.inside("config.json"))
         generation = folder / "generation_config.json"
-        self.generation = read_json(self._inside(generation.name)) if generation.exists() else {}
+        self.generation = read_json(self.inside(generation.name)) if generation.exists() else {}
         self.tensors: dict[str, TensorInfo] = {}
         self._maps: dict[Path, mmap.mmap] = {}
         for file in self._shards():
@@ -87,7 +87,7 @@ class Checkpoint:
     def _shards(self) -> list[Path]:
         if (self.folder / INDEX).exists():
             self._weight_map = self._read_index()
-            return [self._inside(name) for name in sorted(set(self._weight_map.values()))]
+            return [self.inside(name) for name in sorted(set(self._weight_map.values()))]
         self._weight_map = {}
         found = sorted(path.name for path in self.folder.glob("*.safetensors"))
         if "model.safetensors" in found:
@@ -106,10 +106,10 @@ class Checkpoint:
                 else ""
             )
             raise CompileError(f"{self.folder} has no safetensors file{hint}")
-        return [self._inside(name) for name in found]
+        return [self.inside(name) for name in found]
 
     def _read_index(self) -> dict[str, str]:
-        index = read_json(self._inside(INDEX)).get("weight_map")
+        index = read_json(self.inside(INDEX)).get("weight_map")
         if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
             raise CompileError(f'{INDEX}: "weight_map" must map tensors to file names')
         for tensor, name in index.items():
@@ -126,7 +126,7 @@ class Checkpoint:
                 where = f"it is in {found.file.name}" if found else "no shard has it"
                 raise CompileError(f"{INDEX} puts {tensor} in {name}, but {where}")
 
-    def _inside(self, name: str) -> Path:
+    def inside(self, name: str) -> Path:
         """A file of the folder. A link may lead within the folder, or, as in the Hugging Face cache, from
         snapshots/REVISION to the blobs beside it; nowhere else."""
         path = self.folder / name

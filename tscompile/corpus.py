@@ -167,81 +167,48 @@ def id_lists(vocab_size: int, *, count: int = 1000, seed: int = 2) -> list[list[
     return [[], *([rng.randrange(end) for _ in range(rng.randrange(1, 30))] for end in ends)]
 
 
+def said(role: str, content: Any, **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **more}
+
+
+SYSTEM = said("system", "You are terse.\nAnswer in one line.")
+ASK, ANSWER = said("user", "What is 2 + 2?  "), said("assistant", " It is 4.\n")
+SCRIPTS = said("user", " 漢字 😀 é <b>&amp;</b> \"quoted\" 'single' {{ 7 * 7 }} {% raw %} \\n\n")
+THOUGHT = said("assistant", "<think>\nTwo and two.\n</think>\n\nFour.", reasoning_content="Two and two.")
+ARGUMENTS = {"city": "Zürich", "days": 3, "units": ["C", None, True, 0.5]}
+FUNCTION = {"name": "weather", "arguments": ARGUMENTS}
+CALL = said("assistant", "", tool_calls=[{"id": "call00001", "type": "function", "function": FUNCTION}])
+RESULT = said("tool", '{"sky": "grey", "°C": [7, 8]}', name="weather", tool_call_id="call00001")
+PROPERTIES = {
+    "city": {"type": "string", "description": "Where, e.g. <Zürich>"},
+    "days": {"type": "integer", "minimum": 1, "enum": [1, 3]},
+}
+PARAMETERS = {"type": "object", "properties": PROPERTIES, "required": ["city"]}
+WEATHER = {"name": "weather", "description": "Tells it's raining.", "parameters": PARAMETERS}
+TOOLS = [{"type": "function", "function": function} for function in (WEATHER, {"name": "now"})]
+CONVERSATIONS: tuple[list[dict[str, Any]], ...] = (
+    [ASK],
+    [SYSTEM, ASK],
+    [ASK, ANSWER, SCRIPTS],
+    [SYSTEM, ASK, ANSWER, ASK, THOUGHT, SCRIPTS],
+    [said("user", "")],
+    [said("user", [{"type": "text", "text": "parts"}])],
+    [ASK, CALL, RESULT],
+    [SYSTEM, ASK, CALL, RESULT, ANSWER, ASK],
+    [ASK, ASK],
+    [ANSWER],
+    [],
+)
+
+
 def chats() -> list[dict[str, Any]]:
-    """Conversations as `tsruntime text render` takes them: messages, tools, add_generation_prompt, kwargs."""
-    system = {"role": "system", "content": "You are terse.\nAnswer in one line."}
-    ask, answer = (
-        {"role": "user", "content": "What is 2 + 2?  "},
-        {"role": "assistant", "content": " It is 4.\n"},
-    )
-    scripts = {
-        "role": "user",
-        "content": " 漢字 😀 é <b>&amp;</b> \"quoted\" 'single' {{ 7 * 7 }} {% raw %} \\n\n",
-    }
-    empty = {"role": "user", "content": ""}
-    thought = {
-        "role": "assistant",
-        "content": "<think>\nTwo and two.\n</think>\n\nFour.",
-        "reasoning_content": "Two and two.",
-    }
-    call = {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [
-            {
-                "id": "call00001",
-                "type": "function",
-                "function": {
-                    "name": "weather",
-                    "arguments": {"city": "Zürich", "days": 3, "units": ["C", None, True, 0.5]},
-                },
-            }
-        ],
-    }
-    result = {
-        "role": "tool",
-        "name": "weather",
-        "tool_call_id": "call00001",
-        "content": '{"sky": "grey", "°C": [7, 8]}',
-    }
-    parameters = {
-        "type": "object",
-        "properties": {
-            "city": {"type": "string", "description": "Where, e.g. <Zürich>"},
-            "days": {"type": "integer", "minimum": 1, "enum": [1, 3]},
-        },
-        "required": ["city"],
-    }
-    tool = {
-        "type": "function",
-        "function": {"name": "weather", "description": "Tells it's raining.", "parameters": parameters},
-    }
-    conversations: list[list[dict[str, Any]]] = [
-        [ask],
-        [system, ask],
-        [ask, answer, scripts],
-        [system, ask, answer, ask, thought, scripts],
-        [empty],
-        [{"role": "user", "content": [{"type": "text", "text": "parts"}]}],
-        [ask, call, result],
-        [system, ask, call, result, answer, ask],
-        [ask, ask],
-        [answer],
-        [],
-    ]
-    made: list[dict[str, Any]] = []
-    for messages in conversations:
-        for tools in (None, [tool], [tool, {**tool, "function": {"name": "now"}}]):
-            for prompt in (False, True):
-                made.append(
-                    {"messages": messages, "tools": tools, "add_generation_prompt": prompt, "kwargs": {}}
-                )
-        made.append(
-            {
-                "messages": messages,
-                "tools": None,
-                "add_generation_prompt": True,
-                "kwargs": {"enable_thinking": False},
-            }
-        )
+    """Conversations as `tsruntime text render` takes them: with and without tools and a prompt for the answer."""
+
+    def chat(messages: Any, tools: Any, prompt: bool, **kwargs: Any) -> dict[str, Any]:
+        return {"messages": messages, "tools": tools, "add_generation_prompt": prompt, "kwargs": kwargs}
+
+    made = []
+    for messages in CONVERSATIONS:
+        made += [chat(messages, tools, p) for tools in (None, TOOLS[:1], TOOLS) for p in (False, True)]
+        made.append(chat(messages, None, True, enable_thinking=False))
     return made

@@ -100,6 +100,18 @@ def test_a_tokenizer_that_cannot_be_read(tmp_path: Path) -> None:
         text.run(made)
 
 
+def test_a_link_that_leaves_the_checkpoint(tmp_path: Path) -> None:
+    made = build(tmp_path / "checkpoint")
+    checkpoints.tokenizer().save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        (tmp_path / "checkpoint" / name).symlink_to(tmp_path / name)
+        with pytest.raises(CompileError, match="is a link that leaves the checkpoint's folder"):
+            text.run(made)
+        (tmp_path / "checkpoint" / name).unlink()
+        (tmp_path / "checkpoint" / name).write_bytes((tmp_path / name).read_bytes())
+    text.run(made)
+
+
 def test_no_text_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TSRUNTIME", str(tmp_path / "none"))
     with pytest.raises(CompileError, match=r"was not found \(looked for .*/none\): install the wheel"):
