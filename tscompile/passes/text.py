@@ -24,10 +24,10 @@ def run(build: Build) -> None:
             f"{folder} has no tokenizer.json: add it (transformers' save_pretrained writes it), or build "
             "with --no-text for a plan that takes and gives token ids only"
         )
-    for path in sorted(
-        folder.glob("**/*.j*")
-    ):  # .json, .jinja: what the text compiler and the references read
-        build.checkpoint.inside(str(path.relative_to(folder)))
+    # what the text compiler and the references read
+    for pattern in ("*.json", "*.jinja", "additional_chat_templates/*.jinja"):
+        for path in sorted(folder.glob(pattern)):
+            build.checkpoint.inside(str(path.relative_to(folder)))
     tool = Tool()
     with tempfile.TemporaryDirectory(prefix="tscompile-") as temporary:
         blobs = Path(temporary)
