@@ -202,7 +202,7 @@ CONVERSATIONS: tuple[list[dict[str, Any]], ...] = (
 
 
 def chats() -> list[dict[str, Any]]:
-    """Conversations as `tsruntime text render` takes them, with and without tools, and the answer's prompt."""
+    """Conversations as `tsruntime text render` takes them, with and without tools and the answer's start."""
 
     def chat(messages: Any, tools: Any, prompt: bool, **kwargs: Any) -> dict[str, Any]:
         return {"messages": messages, "tools": tools, "add_generation_prompt": prompt, "kwargs": kwargs}

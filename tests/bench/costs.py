@@ -58,11 +58,11 @@ class Model:
 
 
 def _traffic(op: Op, sizes: dict[str, int]) -> int:
-    """Bytes from memory: weights and KV cache. Activations stay in the caches; of the RoPE table few rows
-    are read."""
+    """Bytes from and to memory: weights and KV cache. Activations stay in the caches; of the RoPE table few
+    rows are read; batch arrays are nothing."""
     if any(isinstance(v, Weight) and isinstance(v.recipe, RopeTable) for v in op.inputs):
         return 0
-    activations = [v for v in (*op.inputs, *op.outputs) if not isinstance(v, Weight)]
+    activations = [v for v in (*op.inputs, *op.outputs) if not isinstance(v, Weight) and v.dtype != "i32"]
     return max(
         lookup(op.kind).bytes(op.inputs, op.outputs, op.attrs, sizes) - num_bytes(activations, sizes), 0
     )
