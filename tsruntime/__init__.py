@@ -1,4 +1,4 @@
-"""Serves a compiled model. The runtime is one executable; this package finds it, and generates with it offline.
+"""Serves a compiled model. The runtime is one executable: this package finds it, and generates with it.
 
 >>> from tsruntime import LLM
 >>> with LLM("plan.tsp") as llm:

@@ -12,8 +12,8 @@ NAME = "tsruntime"
 
 
 def find_executable() -> Path:
-    """The executable that was installed with this package: in this environment's scripts folder, in the user's,
-    in a `--target` folder's `bin`; else the one on PATH. FileNotFoundError, naming the folders, if there is none.
+    """The executable installed with this package: in this environment's scripts folder, in the user's or in a
+    `--target` folder's `bin`; else the one on PATH. FileNotFoundError, naming all these, if there is none.
     """
     folders = [
         Path(sysconfig.get_path("scripts")),
