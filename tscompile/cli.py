@@ -18,9 +18,12 @@ from tscompile.errors import CompileError, InternalError
 
 BUILD_EXAMPLES = """\
 examples:
-  tscompile build Qwen3-0.6B                          a checkpoint's folder; the model file is found by its
-  architecture tscompile build my_model.py --weights CHECKPOINT    a model file of your own
-  (docs/writing-a-model.md) tscompile build Qwen3-0.6B -o plan.tsp --target cpu-avx2,cpu-amx --dtype bf16
+  a checkpoint's folder; the model file is found by its architecture
+    tscompile build Qwen3-0.6B
+  a model file of your own (docs/writing-a-model.md)
+    tscompile build my_model.py --weights CHECKPOINT
+  for other machines than this one
+    tscompile build Qwen3-0.6B -o plan.tsp --target cpu-avx2,cpu-amx --dtype bf16
 """
 EXAMPLES = """\
 examples:
@@ -34,7 +37,7 @@ DTYPES = {"bf16": "bf16", "fp32": "f32"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `tscompile`. Returns the exit status."""
     try:
-        return _run(_parser().parse_args(arguments))
+        return _needing_packages(lambda: _run(_parser().parse_args(arguments)))
     except CompileError as error:
         print(f"tscompile: error: {error}", file=sys.stderr)
         return 2
@@ -56,6 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 70
+
+
+def _needing_packages(run: Callable[[], int]) -> int:
+    try:
+        return run()
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "tscompile":
+            raise
+        raise CompileError(
+            f"the Python package {error.name} is not installed, and compiling needs it: "
+            "pip install 'tscompile[build]'. (Serving a plan needs none.)"
+        ) from None
 
 
 def _parser() -> argparse.ArgumentParser:

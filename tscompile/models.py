@@ -19,10 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 from tscompile.checkpoint import read_json
 from tscompile.errors import CompileError, InternalError, Source
+from tscompile.resources import MODELS
 
 PACKAGE = Path(__file__).resolve().parent
-# In the package if it was installed so, else beside it, as in a clone.
-FOLDER = PACKAGE / "models" if (PACKAGE / "models").is_dir() else PACKAGE.parent / "models"
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class _Unfilled(TorchFunctionMode):
 def known_architectures() -> dict[str, Path]:
     """architecture -> the model file of ours that says it knows it. Files are parsed, not run."""
     known = {}
-    for path in sorted(FOLDER.glob("*.py")):
+    for path in sorted(MODELS.glob("*.py")):
         for statement in ast.parse(path.read_text()).body:
             if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "ARCHITECTURES":
                 known.update(dict.fromkeys(ast.literal_eval(statement.value), path))
@@ -99,7 +98,7 @@ def load(path: Path) -> ModelFile:
 
 def shown(path: Path) -> str:
     """How a model file is called in messages and plans: the same wherever the file lies."""
-    return f"models/{path.name}" if path.resolve().parent == FOLDER else path.name
+    return f"models/{path.name}" if path.resolve().parent == MODELS else path.name
 
 
 @contextmanager

@@ -21,22 +21,18 @@ def executable() -> Path:
     raise FileNotFoundError("tsruntime is not built: run `make build`")
 
 
-def _build(path: Path, *arguments: str) -> Path:
-    """The demo checkpoint, compiled for this machine."""
-    command = [sys.executable, "-m", "tscompile.cli", "build", str(ROOT / "artifacts/demo"), "-o", str(path)]
-    done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return path
-
-
 @pytest.fixture(scope="session")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _build(tmp_path_factory.mktemp("plan") / "demo.tsp")
+def plan(demo_plan: Path) -> Path:
+    return demo_plan
 
 
 @pytest.fixture(scope="session")
 def plan_without_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _build(tmp_path_factory.mktemp("plan") / "ids.tsp", "--no-text")
+    path = tmp_path_factory.mktemp("plan") / "ids.tsp"
+    command = [sys.executable, "-m", "tscompile.cli", "build", str(ROOT / "artifacts/demo"), "-o", str(path)]
+    done = subprocess.run([*command, "--no-text"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return path
 
 
 Start = Callable[..., Server]

@@ -35,7 +35,7 @@ CONFIG: dict[str, Any] = {
     "eos_token_id": [3, 5],
     "bos_token_id": None,
 }
-QWEN3 = models.FOLDER / "qwen3.py"
+QWEN3 = models.MODELS / "qwen3.py"
 
 
 def write(folder: Path, config: dict[str, Any] = CONFIG, model: Path = QWEN3, **changes: Any) -> Build:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import jinja2
 
+from tscompile import resources
 from tscompile.kernels.chain import FUNCTIONS
 from tscompile.kernels.desc import KernelDesc
 from tscompile.kernels.select import Tiling
 from tscompile.kernels.target import Target
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-# Beside the package in a clone; installed, the wheel has them there too.
-TEMPLATES = ROOT / "templates" / "cpu"
-LAUNCH_ABI = ROOT / "csrc" / "launch_abi.h"
+TEMPLATES = resources.TEMPLATES / "cpu"
 
 
 def emit(desc: KernelDesc, tiling: Tiling, target: Target) -> str:
@@ -28,7 +25,7 @@ def emit(desc: KernelDesc, tiling: Tiling, target: Target) -> str:
 @cache
 def headers() -> dict[str, str]:
     """What the sources include, by name."""
-    files = [*sorted(TEMPLATES.glob("*.h")), LAUNCH_ABI]
+    files = [*sorted(TEMPLATES.glob("*.h")), resources.LAUNCH_ABI]
     return {path.name: path.read_text() for path in files}
 
 

@@ -1,0 +1,1 @@
+../../../../../csrc/launch_abi.h

@@ -1,0 +1,1 @@
+../../../../../../templates/cpu/math.h
