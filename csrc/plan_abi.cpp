@@ -21,8 +21,11 @@ ts_status ts_plan_open(const char *path, ts_verify verify, ts_plan **plan, ts_er
   return ts::guarded(error, [&] {
     if (path == nullptr || plan == nullptr) ts::fail(TS_INTERNAL, "ts_plan_open: path and plan must not be NULL");
     *plan = nullptr;
-    if (verify != TS_VERIFY_AUTO && verify != TS_VERIFY_ALWAYS) {
-      ts::fail(TS_BAD_REQUEST, "ts_plan_open: verify is ", static_cast<int>(verify), ", wanted 0 (auto) or 1 (always)");
+    int mode = 0;  // a C caller may pass any number, which an enum of C++ must not hold
+    static_assert(sizeof(mode) == sizeof(verify));
+    std::memcpy(&mode, &verify, sizeof(mode));
+    if (mode != TS_VERIFY_AUTO && mode != TS_VERIFY_ALWAYS) {
+      ts::fail(TS_BAD_REQUEST, "ts_plan_open: verify is ", mode, ", wanted 0 (auto) or 1 (always)");
     }
     *plan = new ts_plan{ts::Plan::open(path, verify)};
   });

@@ -136,7 +136,7 @@ SafetensorsHeader parse_safetensors(std::span<const uint8_t> head, uint64_t file
   }
   text = text.first(text.size() - static_cast<size_t>(padding));
 
-  const nlohmann::json json = parse_canonical_json(text, "header");
+  const nlohmann::json json = parse_canonical_json(text, "header", {.max_values = 12 * kMaxTensors});
   if (json.is_object() && json.size() > kMaxTensors) {
     fail(TS_BAD_PLAN, "header lists ", json.size(), " entries, at most ", kMaxTensors);
   }
