@@ -86,7 +86,7 @@ lint: build engine
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
-	@$(BIN)/run-clang-tidy.py -quiet -clang-tidy-binary $(BIN)/clang-tidy -p build/release -j $(JOBS) 'csrc/.*\.cpp'
+	@$(BIN)/run-clang-tidy.py -quiet -clang-tidy-binary $(BIN)/clang-tidy -extra-arg=-Wno-unknown-warning-option -p build/release -j $(JOBS) 'csrc/.*\.cpp'
 	@cargo fmt --manifest-path tsruntime/Cargo.toml --all --check
 	@cargo clippy --manifest-path tsruntime/Cargo.toml --workspace --all-targets --locked --release --quiet -- -D warnings
 

@@ -52,16 +52,16 @@ void ts_plan_close(ts_plan *plan); /* after every engine over it is closed; NULL
 /* ---- engine -------------------------------------------------------------------------------------------------------- */
 
 typedef struct ts_engine_options {
-  uint32_t size;          /* sizeof(ts_engine_options) */
-  int32_t num_threads;    /* 0: every core this process may use */
-  int32_t num_pages;      /* KV pages; 0: from kv_bytes */
-  int64_t kv_bytes;       /* bytes of KV cache when num_pages is 0; 0: enough for one full context or max_seqs x 2,048
-                             tokens, whichever is more, within half of the free memory */
-  int32_t token_budget;   /* tokens a step may hold, also the longest chunk of a prefill; 0: the plan's limit */
-  int32_t max_seqs;       /* sequences in a step; 0: the plan's limit */
-  int32_t max_queue;      /* requests waiting; beyond it submit says TS_BUSY; 0: 1,024 */
-  int32_t prefix_cache;   /* 0 off, 1 on */
-  const char *target;     /* NULL: the best of the plan's targets that this host can run; else that one or an error */
+  uint32_t size;        /* sizeof(ts_engine_options) */
+  int32_t num_threads;  /* 0: every core this process may use */
+  int32_t num_pages;    /* KV pages; 0: from kv_bytes */
+  int64_t kv_bytes;     /* bytes of KV cache when num_pages is 0; 0: enough for one full context or max_seqs x 2,048
+                           tokens, whichever is more, within half of the free memory */
+  int32_t token_budget; /* tokens a step may hold, also the longest chunk of a prefill; 0: the plan's limit */
+  int32_t max_seqs;     /* sequences in a step; 0: the plan's limit */
+  int32_t max_queue;    /* requests waiting; beyond it submit says TS_BUSY; 0: 1,024 */
+  int32_t prefix_cache; /* 0 off, 1 on */
+  const char *target;   /* NULL: the best of the plan's targets that this host can run; else that one or an error */
 } ts_engine_options;
 
 ts_status ts_engine_open(ts_plan *plan, const ts_engine_options *options, ts_engine **engine, ts_error *error);
@@ -76,12 +76,12 @@ typedef struct ts_request {
   uint32_t size; /* sizeof(ts_request) */
   uint64_t id;   /* the caller's; no other live request may have it */
   const int32_t *prompt;
-  int32_t num_prompt; /* >= 1 */
-  int32_t max_tokens; /* >= 1; prompt + max_tokens <= max_context */
-  float temperature;  /* 0: greedy */
-  int32_t top_k;      /* 0: off */
-  float top_p;        /* 1: off */
-  float min_p;        /* 0: off */
+  int32_t num_prompt;       /* >= 1 */
+  int32_t max_tokens;       /* >= 1; prompt + max_tokens <= max_context */
+  float temperature;        /* 0: greedy */
+  int32_t top_k;            /* 0: off */
+  float top_p;              /* 1: off */
+  float min_p;              /* 0: off */
   float repetition_penalty; /* 1: off; over prompt and output, as transformers */
   float presence_penalty;   /* 0: off; over output, as OpenAI */
   float frequency_penalty;
@@ -106,10 +106,10 @@ typedef enum ts_event_kind {
 } ts_event_kind;
 
 typedef enum ts_finish {
-  TS_FINISH_STOP = 1,      /* an end or stop token was sampled (it is reported as a token event before) */
-  TS_FINISH_LENGTH = 2,    /* max_tokens */
+  TS_FINISH_STOP = 1,   /* an end or stop token was sampled (it is reported as a token event before) */
+  TS_FINISH_LENGTH = 2, /* max_tokens */
   TS_FINISH_CANCELLED = 3,
-  TS_FINISH_ERROR = 4      /* `message` says what */
+  TS_FINISH_ERROR = 4 /* `message` says what */
 } ts_finish;
 
 typedef struct ts_event {
@@ -119,10 +119,10 @@ typedef struct ts_event {
   int32_t token;
   float logprob; /* of `token`, natural log, of the model's own distribution (before temperature and penalties) */
   int32_t num_top;
-  const int32_t *top_tokens;  /* [num_top], most likely first; equal logits by lower id. Valid until the next poll */
-  const float *top_logprobs;  /* [num_top] */
-  int32_t num_cached;         /* prompt tokens that came from the prefix cache; with TS_EVENT_FINISHED and the first token */
-  const char *message;        /* with TS_FINISH_ERROR; valid until the next poll */
+  const int32_t *top_tokens; /* [num_top], most likely first; equal logits by lower id. Valid until the next poll */
+  const float *top_logprobs; /* [num_top] */
+  int32_t num_cached;  /* prompt tokens that came from the prefix cache; with TS_EVENT_FINISHED and the first token */
+  const char *message; /* with TS_FINISH_ERROR; valid until the next poll */
 } ts_event;
 
 /* Waits up to timeout_ms (-1: for ever) for events, and writes at most `capacity`. Returns how many, 0 on time-out, or -1 once
@@ -131,7 +131,7 @@ int32_t ts_engine_poll(ts_engine *engine, ts_event *events, int32_t capacity, in
 
 typedef struct ts_stats {
   uint32_t size;
-  int32_t num_waiting, num_running; /* requests */
+  int32_t num_waiting, num_running;                    /* requests */
   int32_t num_pages, num_pages_free, num_pages_cached; /* cached: free to be evicted, still findable by prefix */
   uint64_t num_steps, num_prompt_tokens, num_cached_tokens, num_output_tokens, num_preemptions, num_finished;
   uint64_t step_ns, schedule_ns; /* summed */

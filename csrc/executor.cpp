@@ -152,8 +152,8 @@ void Executor::Impl::bind() {
 
 Executor::Executor(std::shared_ptr<const Plan> plan, const ExecutorOptions &options) {
   Program program = parse_program(*plan, choose_target(*plan, options.target));
-  impl_ = std::make_unique<Impl>(plan, std::move(program), options);
   plan->verify_weights();
+  impl_ = std::make_unique<Impl>(std::move(plan), std::move(program), options);
 }
 
 Executor::~Executor() = default;

@@ -72,9 +72,10 @@ struct Contents {
 
 void check_seal(std::span<const uint8_t> file, const SafetensorsHeader &header, Contents &contents) {
   const auto last = header.tensors.empty() ? nullptr : &header.tensors.back();
-  if (last == nullptr || last->name != kSeal)
+  if (last == nullptr || last->name != kSeal) {
     fail(TS_BAD_PLAN, "the last entry is ", in_quotes(last == nullptr ? "" : last->name), ", wanted ",
          in_quotes(kSeal));
+  }
   if (last->bytes() != contents.seal.size())
     fail(TS_BAD_PLAN, in_quotes(kSeal), " is ", last->bytes(), " bytes, wanted ", contents.seal.size());
   const auto manifest = contents.entries.find(kManifest);

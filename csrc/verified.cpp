@@ -19,7 +19,7 @@ namespace {
 
 constexpr std::string_view kName = "/verified";
 constexpr size_t kMaxLines = 64;
-constexpr size_t kMaxBytes = 64 * 1024;
+constexpr size_t kMaxBytes = 65536;
 
 std::string users_directory() {
   // Only absolute paths count (XDG Base Directory Specification).

@@ -89,7 +89,8 @@ inline float from_bf16(uint16_t bits) {
 /// TDPBF16PS: rounds to nearest even, takes denormals for zero and flushes them, whatever MXCSR says.
 inline void dpbf16ps(int c, int a, int b) {
   need(a), need(b), need(c);
-  if (state.rows[a] != state.rows[c] || state.bytes[a] != 4 * state.rows[b] || state.bytes[b] != state.bytes[c]) __builtin_trap();
+  if (state.rows[a] != state.rows[c] || state.bytes[a] != 4 * state.rows[b] || state.bytes[b] != state.bytes[c])
+    __builtin_trap();
   const unsigned mxcsr = _mm_getcsr();
   _mm_setcsr(0x1f80 | 0x8000 | 0x0040);
   const int columns = state.bytes[c] / 4;
