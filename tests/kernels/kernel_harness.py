@@ -144,18 +144,11 @@ class Buffer:
         assert all((guard == 0xFF).all() for guard in self.guards), "a kernel wrote beside its buffer"
 
 
-def call(
-    name: str,
-    variant: Variant,
-    batch: Mapping[str, Any],
-    arguments: Mapping[str, Buffer],
-    threads: int = 1,
-) -> None:
-    """Runs a kernel on arguments by role. Every argument stays within its bounds; those not written stay as
-    they were."""
-    made, library = DESCS[name], libraries()[variant]
+def arguments_of(
+    made: KernelDesc, batch: Mapping[str, Any], arguments: Mapping[str, Buffer]
+) -> tuple[_Args, Any]:
+    """ts_args of a call, and what must stay alive while it runs."""
     buffers = [next(arguments[role] for role in arg.roles) for arg in made.args]
-    before = [buffer.array.copy() for buffer in buffers]
     kept = {key: np.ascontiguousarray(batch[key], np.int32) for key in arrays.BATCH_ARRAYS if key in batch}
     table = kept.get("page_table")
     c_batch = _Batch(
@@ -166,7 +159,22 @@ def call(
         **{key: array.ctypes.data for key, array in kept.items()},
     )
     pointers = (ctypes.c_void_p * len(buffers))(*[buffer.array.ctypes.data for buffer in buffers])
-    args = _Args(ctypes.pointer(c_batch), pointers)
+    return _Args(ctypes.pointer(c_batch), pointers), (kept, c_batch, pointers, buffers)
+
+
+def call(
+    name: str,
+    variant: Variant,
+    batch: Mapping[str, Any],
+    arguments: Mapping[str, Buffer],
+    threads: int = 1,
+) -> None:
+    """Runs a kernel on arguments by role. Every argument stays within its bounds; those not written stay as
+    they were."""
+    made, library = DESCS[name], libraries()[variant]
+    args, kept = arguments_of(made, batch, arguments)
+    buffers = kept[-1]
+    before = [buffer.array.copy() for buffer in buffers]
     kernel = ctypes.cast(getattr(library, made.symbol), ctypes.c_void_p)
     library.run_kernel(kernel, ctypes.byref(args), threads)
     for arg, buffer, old in zip(made.args, buffers, before, strict=True):

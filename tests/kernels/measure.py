@@ -1,0 +1,97 @@
+"""How fast single kernels are: python tests/kernels/measure.py [TARGET ...]. Shapes of Qwen3-0.6B, bf16.
+ Prints the best of several runs, with one thread and with all cores: GFLOP/s and GB/s of weights (linear)
+or of KV cache (attention). Compare with the peaks of the same minutes, which `make bench` measures."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import kernel_arrays as arrays
+import numpy as np
+from kernel_harness import Buffer, arguments_of
+
+from tscompile.kernels import build as kernels
+from tscompile.kernels.desc import Attention, KernelDesc, Linear, args_of
+from tscompile.kernels.emit import emit, headers
+from tscompile.kernels.host import host_targets
+from tscompile.kernels.select import choose
+from tscompile.kernels.target import TARGETS, Target
+
+LINEAR, ATTENTION = args_of("x", "weight:weight", "out!"), args_of("q", "kv:kv", "out!")
+HEADS, KV_HEADS, HEAD_DIM, PAGE = 16, 8, 128, 64
+
+
+def bf16(*shape: int) -> Buffer:
+    return Buffer(shape, np.uint16, 0x3C00)  # 2^-7 everywhere: fast to fill, no denormals
+
+
+def linears() -> Iterator[tuple[str, KernelDesc, dict[str, np.ndarray], dict[str, Buffer], int, int]]:
+    """(name, kernel, batch, arguments, floating-point operations, bytes that must be read)"""
+    for k, n in ((1024, 65536), (3072, 16384)):  # weights well beyond the caches
+        weight = bf16(n * k)
+        for rows in (1, 4, 16, 256):
+            made = Linear(LINEAR, "T", False, 1, k, n, "bf16", 0, "f32")
+            arguments = {"x": bf16(rows, k), "weight": weight, "out": Buffer((rows, n), np.float32)}
+            batch = {"positions": np.zeros(rows)}
+            yield f"linear {rows} x {k} x {n}", made, batch, arguments, 2 * rows * k * n, 2 * k * n
+
+
+def attentions() -> Iterator[tuple[str, KernelDesc, dict[str, np.ndarray], dict[str, Buffer], int, int]]:
+    made = Attention(ATTENTION, HEADS, KV_HEADS, HEAD_DIM, "bf16", PAGE, HEAD_DIM**-0.5, 0, "bf16")
+    for new, length in ((1, 4096), (256, 256), (256, 2048)):
+        pages = -(-length // PAGE)
+        batch = arrays.batch_of([arrays.Request(length, new)], PAGE, [list(range(pages))])
+        kv = bf16(pages, KV_HEADS, 2 * HEAD_DIM * PAGE)
+        arguments = {"q": bf16(new, HEADS, HEAD_DIM), "kv": kv, "out": bf16(new, HEADS, HEAD_DIM)}
+        seen = int((batch["positions"] + 1).sum())
+        cost = 4 * HEADS * HEAD_DIM * seen
+        yield f"attention {new} of {length}", made, batch, arguments, cost, kv.array.nbytes
+
+
+def compiled(made: KernelDesc, target: Target) -> Any:
+    """The kernel, as a plan would hold it."""
+    source = {made.symbol: emit(made, choose(made, target), target)}
+    compiler, cache = kernels.find_compiler(), kernels.cache_folder()
+    with tempfile.NamedTemporaryFile(suffix=".so") as file:
+        file.write(kernels.build(source, headers(), target.flags, compiler=compiler, cache=cache))
+        file.flush()
+        return getattr(ctypes.CDLL(file.name), made.symbol)
+
+
+def fastest(kernel: Any, args: ctypes.Structure, threads: int) -> float:
+    """Seconds of the best of several runs."""
+    times = []
+    for _ in range(7):
+        call = [(ctypes.byref(args), thread, threads) for thread in range(threads)]
+        others = [threading.Thread(target=kernel, args=arguments) for arguments in call[1:]]
+        start = time.perf_counter()
+        for other in others:
+            other.start()
+        kernel(*call[0])
+        for other in others:
+            other.join()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def main(targets: list[str]) -> None:
+    cores = len(os.sched_getaffinity(0))
+    for name in targets or host_targets():
+        for text, made, batch, arguments, flops, num_bytes in (*linears(), *attentions()):
+            kernel = compiled(made, TARGETS[name])
+            args, _kept = arguments_of(made, batch, arguments)
+            for threads in sorted({1, cores}):
+                seconds = fastest(kernel, args, threads)
+                figures = f"{flops / seconds / 1e9:7.1f} GFLOP/s {num_bytes / seconds / 1e9:6.1f} GB/s"
+                print(f"{name:10} {text:26} {threads} threads {seconds * 1e3:8.2f} ms {figures}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
