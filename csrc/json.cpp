@@ -122,7 +122,7 @@ void JsonNode::expect_object() const {
   if (!value_.is_object()) wrong("an object");
 }
 
-std::string JsonNode::path(std::string_view key) const { return where_ + "." + std::string(key); }
+std::string JsonNode::path(std::string_view key) const { return where_ + "." + one_line(key); }
 
 void JsonNode::expect_keys(std::initializer_list<std::string_view> required,
                            std::initializer_list<std::string_view> optional) const {

@@ -6,7 +6,7 @@
 namespace ts {
 namespace {
 
-constexpr size_t kQuotedBytes = 120;
+constexpr size_t kShownBytes = 120;
 
 /// Length of the UTF-8 character that `text` begins with, 0 if there is none (overlong forms and surrogates are none).
 size_t utf8_length(std::string_view text) {
@@ -52,12 +52,14 @@ std::string_view utf8_prefix(std::string_view text, size_t max_bytes) {
   return text.substr(0, end);
 }
 
-std::string in_quotes(std::string_view text) {
-  if (text.size() <= kQuotedBytes) return "'" + printable(text) + "'";
-  std::string_view tail = text.substr(text.size() - kQuotedBytes / 4);
+std::string one_line(std::string_view text) {
+  if (text.size() <= kShownBytes) return printable(text);
+  std::string_view tail = text.substr(text.size() - kShownBytes / 4);
   while (!tail.empty() && (static_cast<uint8_t>(tail[0]) & 0xC0) == 0x80) tail.remove_prefix(1);
-  return "'" + printable(utf8_prefix(text, kQuotedBytes / 2)) + "..." + printable(tail) + "'";
+  return printable(utf8_prefix(text, kShownBytes / 2)) + "..." + printable(tail);
 }
+
+std::string in_quotes(std::string_view text) { return "'" + one_line(text) + "'"; }
 
 std::string human_bytes(uint64_t bytes) {
   constexpr std::array<const char *, 6> kUnits = {"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};

@@ -10,9 +10,9 @@
 
 namespace ts {
 
-/// `text` in single quotes, fit for one line of a message: control characters and bytes that are not UTF-8 as \xNN, long
-/// text cut in the middle.
-std::string in_quotes(std::string_view text);
+/// `text` fit for one line of a message: control characters and bytes that are not UTF-8 as \xNN, long text cut in the middle.
+std::string one_line(std::string_view text);
+std::string in_quotes(std::string_view text);  ///< the same, in single quotes
 
 /// The longest prefix of at most `max_bytes` that does not end inside a UTF-8 character.
 std::string_view utf8_prefix(std::string_view text, size_t max_bytes);

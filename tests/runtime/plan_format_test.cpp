@@ -66,7 +66,7 @@ TEST(PlanHeader, RefusesNamesThatAreNotUtf8) {
     expect_in(with_header_text(std::string("{\"") + bad + "\":{}}"), {"header is not valid JSON"});
   }
   // What is UTF-8, but not fit for a terminal, is escaped in messages.
-  expect_in(with_header_text("{\"\x7F\":1}"), {"header.", " is '1', wanted an object"});
+  expect_in(with_header_text("{\"\x7F\":1}"), {"header.\\x7f is '1', wanted an object"});
   const std::string message = with_header([](Json &h) { h["\x1B[31m"] = h["table"]; });
   EXPECT_EQ(message.find('\x1B'), std::string::npos) << message;
 }
