@@ -37,7 +37,7 @@ def linears() -> Iterator[tuple[str, KernelDesc, dict[str, np.ndarray], dict[str
     for k, n in ((1024, 65536), (3072, 16384)):  # weights well beyond the caches
         weight = bf16(n * k)
         for rows in (1, 4, 16, 256):
-            made = Linear(LINEAR, "T", False, 1, k, n, "bf16", 0, "f32")
+            made = Linear(LINEAR, "T", False, 1, k, n, "bf16", 0, 0, "f32")
             arguments = {"x": bf16(rows, k), "weight": weight, "out": Buffer((rows, n), np.float32)}
             batch = {"positions": np.zeros(rows)}
             yield f"linear {rows} x {k} x {n}", made, batch, arguments, 2 * rows * k * n, 2 * k * n

@@ -20,7 +20,7 @@ from tscompile.kernels.host import best_target, host_targets
 from tscompile.kernels.select import SCRATCH_BYTES, LinearTiling, choose
 from tscompile.kernels.target import TARGETS, find_target
 
-LINEAR = d.Linear(d.args_of("x", "weight:weight", "out!"), "T", False, 1, 64, 32, "bf16", 0, "f32")
+LINEAR = d.Linear(d.args_of("x", "weight:weight", "out!"), "T", False, 1, 64, 32, "bf16", 0, 0, "f32")
 GATHER = d.GatherRows(d.args_of("x", "out!"), 48, "f32")
 
 VISIBLE = 'extern "C" __attribute__((visibility("default"))) void'

@@ -12,14 +12,16 @@ from tscompile.kernels.desc import Linear, args_of
 
 X, BIASED = args_of("x", "weight:weight", "out!"), args_of("x", "weight:weight", "bias:weight", "out!")
 CASES = [
-    desc("linear-odd", Linear(X, "T", False, 1, 100, 40, "bf16", 0, "f32")),
-    desc("linear-deep", Linear(BIASED, "T", False, 1, 1100, 33, "bf16", 0, "f32")),
-    desc("linear-long", Linear(X, "L", False, 1, 32, 509, "bf16", 0, "bf16")),
-    desc("linear-swiglu", Linear(X, "T", False, 1, 64, 96, "bf16", 40, "bf16")),
-    desc("linear-swiglu-bias", Linear(BIASED, "T", False, 1, 72, 64, "f32", 32, "f32")),
-    desc("linear-gather", Linear(X, "L", True, 2, 48, 130, "bf16", 0, "f32")),
-    desc("linear-f32", Linear(X, "T", False, 3, 75, 50, "f32", 0, "f32")),
-    desc("linear-f32-deep", Linear(BIASED, "L", True, 1, 1111, 17, "f32", 0, "f32")),
+    desc("linear-odd", Linear(X, "T", False, 1, 100, 40, "bf16", 0, 0, "f32")),
+    desc("linear-deep", Linear(BIASED, "T", False, 1, 1100, 33, "bf16", 33, 0, "f32")),
+    desc("linear-long", Linear(X, "L", False, 1, 32, 509, "bf16", 0, 0, "bf16")),
+    desc("linear-swiglu", Linear(X, "T", False, 1, 64, 96, "bf16", 0, 40, "bf16")),
+    desc("linear-swiglu-bias", Linear(BIASED, "T", False, 1, 72, 64, "f32", 64, 32, "f32")),
+    desc("linear-gather", Linear(X, "L", True, 2, 48, 130, "bf16", 0, 0, "f32")),
+    desc("linear-f32", Linear(X, "T", False, 3, 75, 50, "f32", 0, 0, "f32")),
+    desc("linear-repeated-bias", Linear(BIASED, "T", False, 2, 40, 24, "bf16", 48, 0, "bf16")),
+    desc("linear-short-bias", Linear(BIASED, "T", False, 3, 40, 24, "f32", 6, 0, "f32")),
+    desc("linear-f32-deep", Linear(BIASED, "L", True, 1, 1111, 17, "f32", 17, 0, "f32")),
 ]
 ROWS = (
     1,
@@ -48,7 +50,7 @@ class Problem:
         self.x = x if made.gather else x[:rows]
         weight = random.standard_normal((made.n, made.k)) / made.k**0.5
         self.weight = arrays.stored(weight, made.dtype)
-        self.bias = random.standard_normal(made.n).astype(np.float32)
+        self.bias = random.standard_normal(made.bias).astype(np.float32)
         # rows in any order: the kernel must not rely on theirs
         self.logit_rows = random.permutation(len(x))[:rows]
 
@@ -62,7 +64,7 @@ class Problem:
         arguments = {
             "x": Buffer(x.shape, x.dtype, x),
             "weight": Buffer(weight.shape, weight.dtype, weight),
-            "bias": Buffer((arrays.round_up(d.n, 16),), np.float32, arrays.padded_rows(self.bias)),
+            "bias": Buffer((arrays.round_up(d.bias, 16),), np.float32, arrays.padded_rows(self.bias)),
             "out": out,
         }
         batch = {"num_tokens": len(x) if d.rows == "L" else len(chosen), "logit_rows": chosen}
@@ -73,7 +75,7 @@ class Problem:
         """(float64 product and bias, sum of the absolute values of its terms)."""
         x = arrays.values(self.x[self.logit_rows] if self.d.gather else self.x, self.d.dtype)
         weight = arrays.values(self.weight, self.d.dtype)
-        bias = self.bias if self.d.has("bias") else np.zeros(self.d.n)
+        bias = np.resize(self.bias, (self.d.fold, self.d.n)) if self.d.bias else 0
         return x @ weight.T + bias, np.abs(x) @ np.abs(weight).T + np.abs(bias)
 
     def expected(self) -> tuple[np.ndarray, np.ndarray]:

@@ -107,9 +107,9 @@ class RmsNorm(KernelDesc):
 class Linear(KernelDesc):
     """x[rows, fold, k] of dtype, weight[n, k] of dtype in tiles -> out[rows, fold, n] of out_dtype.
 
-    gather: row r is row logit_rows[r] of x, and rows is L. Roles: x, weight, bias f32[n] (if there is one),
-    out. swiglu: 0, or the width of the output, silu(gate) * up of interleaved 16-column tiles: then n is 2
-    * round_up(swiglu, 16)."""
+    gather: row r is row logit_rows[r] of x, and rows is L. Roles: x, weight, bias f32[bias] (if there is
+    one), out. bias: 0, or its length, after which it repeats in a row of fold * n. swiglu: 0, or the width
+    of the output, silu(gate) * up of interleaved 16-column tiles: then n is 2 * round_up(swiglu, 16)."""
 
     kind = "linear"
     rows: str  # T or L
@@ -118,6 +118,7 @@ class Linear(KernelDesc):
     k: int
     n: int
     dtype: str
+    bias: int
     swiglu: int
     out_dtype: str
 

@@ -169,16 +169,18 @@ def _linear(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
             raise InternalError(f"{group.name}: what is gathered is not what is multiplied")
     roles.add("x", gather.inputs[0] if gather else x)
     roles.add("weight", weight)
+    bias = None
     if add:
         bias = next((v for v in add.inputs if isinstance(v, Weight)), None)
-        if bias is None or bias.shape != (n,):
+        if bias is None or len(bias.shape) != 1 or (swiglu and bias.shape != (n,)):
             raise InternalError(f"{group.name}: adds {add.inputs}, wanted a bias of {n}")
         roles.add("bias", bias)
     roles.give("out", out)
+    length = _int(bias.shape[0]) if bias else 0
     width = integer(swiglu.attrs, "width") if swiglu else 0
     fold = x.row_elements // k
     return desc.Linear(
-        roles.args(), _rows(out), gather is not None, fold, k, n, weight.dtype, width, out.dtype
+        roles.args(), _rows(out), gather is not None, fold, k, n, weight.dtype, length, width, out.dtype
     )
 
 
