@@ -64,7 +64,8 @@ Kernels::Kernels(const std::string &name, std::span<const uint8_t> elf) : name_(
          " cannot be loaded: ", in_quotes(reason != nullptr ? reason : "no reason given"));
   }
   link_map *map = nullptr;
-  if (dlinfo(library_.get(), RTLD_DI_LINKMAP, static_cast<void *>(&map)) != 0) fail(TS_INTERNAL, "no link map for ", in_quotes(name));
+  if (dlinfo(library_.get(), RTLD_DI_LINKMAP, static_cast<void *>(&map)) != 0)
+    fail(TS_INTERNAL, "no link map for ", in_quotes(name));
   for (const ElfW(Dyn) *entry = map->l_ld; entry->d_tag != DT_NULL; ++entry) {
     if (entry->d_tag == DT_NEEDED)
       fail(TS_BAD_PLAN, in_quotes(name), " depends on other libraries, wanted one that stands alone");

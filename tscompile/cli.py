@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -153,6 +154,7 @@ def _count(text: str) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "build":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that temporary files go
         _say("loading torch")
         from tscompile import models, pipeline  # torch takes a second: only for a build
 

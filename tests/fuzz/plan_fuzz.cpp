@@ -55,19 +55,23 @@ void check_program(const Program &program) {
   require(logits <= program.buffers.at(program.logits_buffer).bytes, "logits beyond their buffer");
 }
 
+void go_through(std::span<const uint8_t> bytes, Stage &stage) {
+  parse_safetensors(bytes, bytes.size());
+  stage = Stage::contents;
+  const auto plan = Plan::from_memory(bytes);
+  stage = Stage::weights;
+  plan->verify_weights();
+  stage = Stage::program;
+  for (const std::string &target : plan->targets()) check_program(parse_program(*plan, target));
+  stage = Stage::whole;
+}
+
 }  // namespace
 
 Stage try_plan(std::span<const uint8_t> bytes) {
   Stage stage = Stage::header;
   try {
-    parse_safetensors(bytes, bytes.size());
-    stage = Stage::contents;
-    const auto plan = Plan::from_memory(bytes);
-    stage = Stage::weights;
-    plan->verify_weights();
-    stage = Stage::program;
-    for (const std::string &target : plan->targets()) check_program(parse_program(*plan, target));
-    stage = Stage::whole;
+    go_through(bytes, stage);
   } catch (const Error &error) {
     check_refusal(error);
   }

@@ -190,3 +190,27 @@ def test_verify_finds_a_pass_that_changes_the_model(tmp_path: Path, monkeypatch:
         InternalError, match=r"--verify: logits differ by .* of the largest, wanted at most 1e-04"
     ):
         check.verify_build(build)
+
+
+def test_terminated_while_writing_leaves_nothing(tmp_path: Path) -> None:
+    """SIGTERM in the middle of a build: exit status 143, and neither a plan nor its temporary file."""
+    script = (
+        "import os, signal, sys\n"
+        "from tscompile import cli, plan\n"
+        "plan.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    demo = Path(__file__).resolve().parents[2] / "artifacts/demo"
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        "build",
+        str(demo),
+        "--no-text",
+        "-o",
+        str(tmp_path / "plan.tsp"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 143, done.stderr
+    assert not list(tmp_path.iterdir())

@@ -62,7 +62,7 @@ TEST(PlanAbi, NoExceptionCrosses) {
   EXPECT_EQ(guarded(&error, [] { throw std::bad_alloc(); }), TS_NO_MEMORY);
   EXPECT_EQ(guarded(&error, [] { throw std::runtime_error("oh"); }), TS_INTERNAL);
   EXPECT_STREQ(error.message, "oh");
-  EXPECT_EQ(guarded(&error, [] { throw 5; }), TS_INTERNAL);  // NOLINT(hicpp-exception-baseclass)
+  EXPECT_EQ(guarded(&error, [] { throw 5; }), TS_INTERNAL);  // NOLINT(bugprone-std-exception-baseclass)
 }
 
 TEST(PlanAbi, MessagesEndAtACharacter) {

@@ -57,7 +57,7 @@ TEST(Program, IsOfThisAbiAndTarget) {
     expect_in(edited([&](Json &p) { p.erase(key); }), {"lacks the key", key});
   }
   TestPlan spaced = test_plan();
-  spaced.reserved["tsp/program/cpu-avx2"] += " ";
+  spaced.reserved["tsp/program/cpu-avx2"] += ' ';
   expect_in(refusal([&] { parse(spaced); }), {"tsp/program/cpu-avx2 is not canonical JSON"});
   const Bytes bytes = test_plan().bytes();
   expect_in(refusal([&] { parse_program(*Plan::from_memory(bytes), "cpu-amx"); }), {"lacks 'tsp/program/cpu-amx'"});
