@@ -63,7 +63,7 @@ def compile_plan(options: Options, say: Progress) -> dict[str, Any]:
         )
     run(build, ALL[len(UP_TO_FUSE) :], say)
     say(f"writing {options.out}")
-    assemble(build)
+    assemble(build, _every_tenth(say))
     assert build.model is not None
     for note in build.notes:
         say(note)
@@ -94,6 +94,19 @@ def run(build: Build, passes: Sequence[str] = ALL, say: Progress = lambda _: Non
             raise InternalError(f"after the pass {name}: {error}") from None
         if build.options.dump:
             dump(build, build.options.dump, f"{number:02d}-{name}")
+
+
+def _every_tenth(say: Progress) -> Callable[[int, int], None]:
+    """Says how much of a large plan is written, each time another tenth is."""
+    said = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        if total >= 2**28 and 10 * done // total > said:
+            said = 10 * done // total
+            say(f"  {done / 2**30:.1f} of {total / 2**30:.1f} GiB written")
+
+    return progress
 
 
 def dump(build: Build, folder: Path, name: str) -> None:
