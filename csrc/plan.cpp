@@ -218,7 +218,7 @@ void Plan::Impl::hash_weights() const {
     if (listed.kind == EntryKind::weight)
       work.push_back({name, contents.entries.find(name)->second.bytes, &listed.sha256});
   }
-  std::ranges::stable_sort(work, std::greater{}, [](const Work &w) { return w.bytes.size(); });
+  std::ranges::sort(work, std::greater{}, [](const Work &w) { return w.bytes.size(); });
   std::atomic<size_t> next = 0;
   std::vector<std::exception_ptr> failures(work.size());
   const auto hash_some = [&] {
