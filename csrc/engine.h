@@ -65,7 +65,14 @@ typedef struct ts_engine_options {
 } ts_engine_options;
 
 ts_status ts_engine_open(ts_plan *plan, const ts_engine_options *options, ts_engine **engine, ts_error *error);
-void ts_engine_close(ts_engine *engine); /* cancels what is running, joins its threads; NULL is fine */
+
+/* Refuses new requests and cancels the live ones: ts_engine_poll gives their last events, then -1. What a front whose poll
+ * thread still runs calls before ts_engine_close. May be called twice; NULL is fine. */
+void ts_engine_shutdown(ts_engine *engine);
+
+/* Shuts down, joins the engine's threads, and frees it. A poll in progress returns first; no call may begin after. NULL is
+ * fine. */
+void ts_engine_close(ts_engine *engine);
 
 typedef struct ts_logit_bias {
   int32_t token;

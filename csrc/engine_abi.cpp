@@ -94,9 +94,15 @@ ts_status ts_engine_open(ts_plan *plan, const ts_engine_options *options, ts_eng
       raw->run(batch);
       return ts::Logits{raw->logits(), raw->logits_stride()};
     };
-    auto core = std::make_unique<ts::EngineCore>(ts::engine_options(*options, *executor, *plan->plan), run);
+    const auto share = [raw = executor.get()](int32_t count, const ts::RowJob &job) { raw->share(count, job); };
+    auto core = std::make_unique<ts::EngineCore>(ts::engine_options(*options, *executor, *plan->plan), run,
+                                                 ts::SharedRows{executor->num_threads(), share});
     *engine = new ts_engine{std::move(executor), std::move(core)};
   });
+}
+
+void ts_engine_shutdown(ts_engine *engine) {
+  if (engine != nullptr) engine->core->close();
 }
 
 void ts_engine_close(ts_engine *engine) { delete engine; }

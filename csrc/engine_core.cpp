@@ -40,13 +40,15 @@ Event finished_event(uint64_t id, ts_finish finish, int32_t num_cached, std::str
 
 // ---- callers' threads -----------------------------------------------------------------------------------------------
 
-EngineCore::EngineCore(const EngineOptions &options, RunStep run)
+EngineCore::EngineCore(const EngineOptions &options, RunStep run, SharedRows rows)
     : options_(options),
       limits_(limits_of(options)),
       run_(std::move(run)),
+      rows_(std::move(rows)),
       events_(static_cast<size_t>(options.max_events)),
       scheduler_(std::make_unique<Scheduler>(options.scheduler)),
-      sampler_(options.vocab_size) {
+      samplers_(static_cast<size_t>(rows_.num_threads), Sampler(options.vocab_size)),
+      sampled_(static_cast<size_t>(options.scheduler.max_seqs)) {
   published_.num_pages = published_.num_pages_free = options.scheduler.num_pages;
   outcomes_.reserve(static_cast<size_t>(options.scheduler.max_seqs));
   thread_ = std::thread([this] { loop(); });
@@ -194,11 +196,22 @@ void EngineCore::run(Batch &&batch) {
 
 void EngineCore::sample(const Batch &batch, const Logits &logits) {
   const auto vocab_size = static_cast<size_t>(options_.vocab_size);
+  rows_.share(batch.num_logits(), [&](int32_t row, int thread) {
+    const Sequence &sequence = batch.sequence(row);
+    Sampled &sampled = sampled_[static_cast<size_t>(row)];
+    try {
+      sampled = samplers_[static_cast<size_t>(thread)].sample({logits.data + row * logits.stride, vocab_size},
+                                                              sequence.sampling, sequence.counts.counts(),
+                                                              static_cast<uint64_t>(sequence.num_outputs()));
+    } catch (const std::exception &e) {  // no memory for the candidates, say
+      sampled = {};
+      sampled.error = std::string("sampling failed: ") + e.what();
+    }
+  });
   outcomes_.clear();
   for (int32_t i = 0; i < batch.num_logits(); ++i) {
     const Sequence &sequence = batch.sequence(i);
-    Sampled sampled = sampler_.sample({logits.data + i * logits.stride, vocab_size}, sequence.sampling,
-                                      sequence.counts.counts(), static_cast<uint64_t>(sequence.num_outputs()));
+    Sampled &sampled = sampled_[static_cast<size_t>(i)];
     if (sampled.error.empty()) {
       Event &event = outbox_.emplace_back();
       event.event.id = sequence.id;

@@ -30,6 +30,18 @@ struct Logits {
 /// requests of the step.
 using RunStep = std::function<Logits(const ts_batch &)>;
 
+/// job(row, thread): must not throw.
+using RowJob = std::function<void(int32_t row, int thread)>;
+
+/// Threads that share rows: share(count, job) calls job once for every row below `count`, with a thread below num_threads
+/// that runs one row at a time, and returns when all are done. By default the step thread alone.
+struct SharedRows {
+  int num_threads = 1;
+  std::function<void(int32_t count, const RowJob &job)> share = [](int32_t count, const RowJob &job) {
+    for (int32_t row = 0; row < count; ++row) job(row, 0);
+  };
+};
+
 struct EngineOptions {
   SchedulerOptions scheduler;
   int32_t vocab_size = 0;
@@ -42,7 +54,7 @@ struct EngineOptions {
 /// drains the inbox, schedules, runs, samples, commits and publishes; with nothing to do it sleeps.
 class EngineCore {
  public:
-  EngineCore(const EngineOptions &options, RunStep run);
+  EngineCore(const EngineOptions &options, RunStep run, SharedRows rows = {});
   ~EngineCore();  ///< cancels every request, joins the step thread, and waits for a poll in progress to return
   EngineCore(const EngineCore &) = delete;
   EngineCore &operator=(const EngineCore &) = delete;
@@ -81,6 +93,7 @@ class EngineCore {
   const EngineOptions options_;
   const RequestLimits limits_;
   const RunStep run_;
+  const SharedRows rows_;
   EventQueue events_;
 
   mutable std::mutex mutex_;  // guards the following
@@ -93,7 +106,8 @@ class EngineCore {
 
   // The step thread's own.
   std::unique_ptr<Scheduler> scheduler_;
-  Sampler sampler_;
+  std::vector<Sampler> samplers_;  // one a thread
+  std::vector<Sampled> sampled_;   // one a row
   std::vector<Message> drained_;
   std::vector<Outcome> outcomes_;
   std::vector<Event> outbox_;

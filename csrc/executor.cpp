@@ -1,6 +1,7 @@
 #include "executor.h"
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -176,6 +177,20 @@ void Executor::run(const ts_batch &batch) {
     }
   };
   impl_->workers.run(step);
+}
+
+void Executor::share(int32_t count, const std::function<void(int32_t item, int thread)> &job) {
+  std::atomic<int32_t> next = 0;
+  auto take = [&](int thread, int, Barrier &) {
+    const FloatMode float_mode(Denormals::keep);
+    for (int32_t item = next++; item < count; item = next++) job(item, thread);
+  };
+  if (count > 1) {
+    impl_->workers.run(take);
+  } else if (count == 1) {  // no other thread need wake
+    const FloatMode float_mode(Denormals::keep);
+    job(0, 0);
+  }
 }
 
 const float *Executor::logits() const {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -31,6 +32,10 @@ class Executor {
 
   /// One step. Blocks until the last launch is done.
   void run(const ts_batch &batch);
+
+  /// Calls job(item, thread) once for each item below `count`, shared among the worker threads, with denormals kept. It
+  /// must not throw.
+  void share(int32_t count, const std::function<void(int32_t item, int thread)> &job);
 
   /// [num_logits, vocab_size] of the last run; row r begins at logits() + r * logits_stride().
   const float *logits() const;

@@ -150,11 +150,11 @@ uint64_t available_memory() {
   return std::min(machine != 0 ? machine : std::numeric_limits<uint64_t>::max(), cgroup_memory());
 }
 
-KernelFloatMode::KernelFloatMode() : before_(_mm_getcsr()) {
+FloatMode::FloatMode(Denormals denormals) : before_(_mm_getcsr()) {
   constexpr uint32_t kDefault = 0x1F80, kFlushToZero = 0x8000, kDenormalsAreZero = 0x0040;
-  _mm_setcsr(kDefault | kFlushToZero | kDenormalsAreZero);
+  _mm_setcsr(denormals == Denormals::flush ? kDefault | kFlushToZero | kDenormalsAreZero : kDefault);
 }
 
-KernelFloatMode::~KernelFloatMode() { _mm_setcsr(before_); }
+FloatMode::~FloatMode() { _mm_setcsr(before_); }
 
 }  // namespace ts

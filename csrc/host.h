@@ -32,13 +32,18 @@ uint64_t available_memory();
 /// For tests: the fields of cpu.max ("max 100000", "150000 100000") as whole cores, 0 if it sets no limit.
 int cores_of_quota(std::string_view cpu_max);
 
-/// Flushes denormals (FTZ, DAZ), with rounding to nearest and no traps, on this thread while it lives: what every kernel runs under.
-class KernelFloatMode {
+enum class Denormals {
+  flush,  ///< FTZ and DAZ: what every kernel runs under
+  keep    ///< as C++ has it
+};
+
+/// Rounding to nearest and no traps, with denormals as said, on this thread while it lives.
+class FloatMode {
  public:
-  KernelFloatMode();
-  ~KernelFloatMode();
-  KernelFloatMode(const KernelFloatMode &) = delete;
-  KernelFloatMode &operator=(const KernelFloatMode &) = delete;
+  explicit FloatMode(Denormals denormals);
+  ~FloatMode();
+  FloatMode(const FloatMode &) = delete;
+  FloatMode &operator=(const FloatMode &) = delete;
 
  private:
   uint32_t before_;

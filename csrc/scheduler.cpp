@@ -46,6 +46,11 @@ Context &Batch::Running::context() {
   return std::visit([](auto &s) -> Context & { return s.context(); }, state);
 }
 
+bool Batch::Running::wants_pages(int32_t page_size) const {
+  const int32_t most = num_pages_for(sequence().num_prompt + sequence().max_tokens - 1, page_size);
+  return context().num_pages() < most;
+}
+
 int32_t Batch::Running::num_computed() const {
   return std::visit([](const auto &s) { return s.num_computed(); }, state);
 }
@@ -170,19 +175,22 @@ bool Scheduler::grow_prefill(int32_t &left) {
 
 void Scheduler::admit(int32_t &left) {
   const int32_t max_running = std::min(options_.max_seqs, options_.token_budget);
+  if (left <= 0 || num_running() >= max_running || waiting_.empty() || pages_short_) return;
+  int32_t reserved = 0;
+  for (int32_t r = 0; r < num_running(); ++r) reserved += running(r).wants_pages(options_.page_size) ? 1 : 0;
   while (left > 0 && num_running() < max_running && !waiting_.empty() && !pages_short_) {
-    if (!admit_one(left)) pages_short_ = true;
+    if (!admit_one(left, reserved)) pages_short_ = true;
   }
 }
 
-/// Admits the oldest waiting sequence if all that it knows fits, and leaves a page to each that runs already: else it
-/// would soon be preempted again.
-bool Scheduler::admit_one(int32_t &left) {
+/// Admits the oldest waiting sequence if all that it knows fits beside the `reserved` pages: one for each that runs
+/// already and may still want more. Else it would soon be preempted again.
+bool Scheduler::admit_one(int32_t &left, int32_t &reserved) {
   const Sequence &sequence = sequence_of(waiting_.front());
   std::vector<SharedPage> prefix = match_prefix(cache_, sequence, 0);
   const int32_t missing =
       num_pages_for(sequence.num_tokens(), options_.page_size) - static_cast<int32_t>(prefix.size());
-  if (missing > pool_.num_available() - num_running()) return false;
+  if (missing > pool_.num_available() - reserved) return false;
 
   const bool first_time = std::holds_alternative<Queued>(waiting_.front());
   const std::span<int32_t> row = arrays_.row(num_running());
@@ -194,6 +202,7 @@ bool Scheduler::admit_one(int32_t &left) {
   state.context().reserve(cache_, state.num_computed() + chunk, row);
   left -= chunk;
   running_.push_back({std::move(state), chunk});
+  reserved += running_.back().wants_pages(options_.page_size) ? 1 : 0;
   return true;
 }
 

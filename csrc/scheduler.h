@@ -71,6 +71,7 @@ class Batch {
     Context &context();
     int32_t num_computed() const;
     bool wants_logits() const { return num_computed() + num_tokens == sequence().num_tokens(); }
+    bool wants_pages(int32_t page_size) const;  // before its last token
   };
 
   Batch(std::vector<Running> &&running, const ts_batch &arrays, std::span<const int32_t> logit_owners)
@@ -130,7 +131,7 @@ class Scheduler {
   bool grow_decodes();
   bool grow_prefill(int32_t &left);
   void admit(int32_t &left);
-  bool admit_one(int32_t &left);
+  bool admit_one(int32_t &left, int32_t &reserved);
   void fill_arrays();
   void advance(int32_t r, std::span<Outcome> outcomes, size_t &next_outcome);
   void finish(Finished &&finished);

@@ -95,7 +95,7 @@ void Workers::start(int32_t order) {
 void Workers::work(int thread) {
   order_.wait(kWait);
   if (order_.load() == kQuit) return;
-  const KernelFloatMode float_mode;
+  const FloatMode float_mode(Denormals::flush);
   for (;;) {
     barrier_.wait();
     if (call_ == nullptr) return;
@@ -105,7 +105,7 @@ void Workers::work(int thread) {
 }
 
 void Workers::run_erased(Call call, void *context) {
-  const KernelFloatMode float_mode;
+  const FloatMode float_mode(Denormals::flush);
   call_ = call;
   context_ = context;
   barrier_.wait();

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "engine.h"
@@ -137,6 +138,26 @@ TEST_F(EngineAbi, RefusesOptionsWithBothNumbers) {
   expect_in(refusal([](auto &o) { o.target = "cpu-none"; }, TS_NO_TARGET), {"cpu-none"});
 }
 
+TEST_F(EngineAbi, AShutdownLetsThePollThreadFinish) {
+  const ts_engine_options o = options();
+  ASSERT_EQ(ts_engine_open(plan, &o, &engine, &error), TS_OK) << error.message;
+  int num_finished = 0;
+  std::thread poller([&] {
+    std::vector<ts_event> events(4);
+    for (int32_t n = 0; n >= 0; n = ts_engine_poll(engine, events.data(), 4, -1)) {
+      for (int32_t i = 0; i < n; ++i) num_finished += events[static_cast<size_t>(i)].kind == TS_EVENT_FINISHED ? 1 : 0;
+    }
+  });
+  const std::vector<int32_t> prompt = {5, 6, 7};
+  const ts_request r = request(1, prompt, 20);
+  EXPECT_EQ(ts_engine_submit(engine, &r, &error), TS_OK) << error.message;
+  ts_engine_shutdown(engine);
+  ts_engine_shutdown(engine);
+  poller.join();
+  EXPECT_EQ(num_finished, 1);
+  EXPECT_EQ(ts_engine_submit(engine, &r, &error), TS_CLOSED);
+}
+
 TEST_F(EngineAbi, NullsAreRefusedOrIgnored) {
   ts_engine_options o = options();
   EXPECT_EQ(ts_engine_open(nullptr, &o, &engine, &error), TS_BAD_REQUEST);
@@ -145,6 +166,7 @@ TEST_F(EngineAbi, NullsAreRefusedOrIgnored) {
   EXPECT_EQ(ts_engine_submit(nullptr, nullptr, &error), TS_BAD_REQUEST);
   EXPECT_EQ(ts_engine_poll(nullptr, nullptr, 1, 0), -1);
   ts_engine_cancel(nullptr, 1);
+  ts_engine_shutdown(nullptr);
   ts_engine_stats(nullptr, nullptr);
   ts_engine_close(nullptr);
 }

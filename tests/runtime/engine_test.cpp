@@ -18,6 +18,7 @@
 #include "allocations.h"
 #include "error.h"
 #include "toy.h"
+#include "workers.h"
 
 namespace ts {
 namespace {
@@ -35,7 +36,7 @@ toy::Request request(uint64_t id, int32_t num_prompt, int32_t max_tokens) {
   return r;
 }
 
-/// The real engine around the toy model.
+/// The real engine around the toy model; three threads share the rows to sample.
 class Engine {
  public:
   using Hook = std::function<void(const ts_batch &)>;  // called by the step thread before each step
@@ -43,10 +44,13 @@ class Engine {
   explicit Engine(const EngineOptions &options, Hook hook = {})
       : options(options),
         model_(options.vocab_size, options.scheduler.num_pages, options.scheduler.page_size),
-        core(std::make_unique<EngineCore>(options, [this, hook = std::move(hook)](const ts_batch &batch) {
-          if (hook) hook(batch);
-          return model_.run(batch);
-        })) {}
+        core(std::make_unique<EngineCore>(
+            options,
+            [this, hook = std::move(hook)](const ts_batch &batch) {
+              if (hook) hook(batch);
+              return model_.run(batch);
+            },
+            SharedRows{workers_.num_threads(), [this](int32_t count, const RowJob &job) { share(count, job); }})) {}
 
   ts_status submit(const toy::Request &r, std::string *message = nullptr) {
     try {
@@ -103,7 +107,16 @@ class Engine {
     return true;
   }
 
+  void share(int32_t count, const RowJob &job) {
+    std::atomic<int32_t> next = 0;
+    auto take = [&](int thread, int, Barrier &) {
+      for (int32_t row = next++; row < count; row = next++) job(row, thread);
+    };
+    workers_.run(take);
+  }
+
   toy::Model model_;
+  Workers workers_{3};
 
  public:
   std::unique_ptr<EngineCore> core;  // last: its thread uses the rest

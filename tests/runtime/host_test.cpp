@@ -109,7 +109,7 @@ TEST(Host, FloatModeFlushesDenormalsAndGoesAway) {
   volatile float smallest = std::numeric_limits<float>::min();
   EXPECT_GT(smallest * 0.5F, 0.0F);
   {
-    const KernelFloatMode mode;
+    const FloatMode mode(Denormals::flush);
     EXPECT_EQ(smallest * 0.5F, 0.0F);  // FTZ
     volatile float denormal = std::numeric_limits<float>::denorm_min();
     EXPECT_EQ(denormal * 1e30F, 0.0F);  // DAZ

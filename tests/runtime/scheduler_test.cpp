@@ -99,6 +99,21 @@ TEST(Scheduler, FirstComeFirstServed) {
   for (uint64_t id = 1; id <= 5; ++id) expect_solo(h, request(id, 4, 3), o);
 }
 
+TEST(Scheduler, PagesThatNobodyCanStillWantAreNotHeldBack) {
+  EngineOptions o = small();
+  o.scheduler.prefix_cache = false;
+  const int32_t page = o.scheduler.page_size;
+  o.scheduler.num_pages = 8;
+  Harness h(o);
+  for (uint64_t id = 1; id <= 3; ++id) h.submit(request(id, page + 1, 2));  // two pages from first to last
+  h.step();
+  h.submit(request(4, page + 1, 2));
+  h.step();
+  EXPECT_EQ(h.last_num_tokens, 3 + page + 1) << "the fourth has its two pages";
+  h.run();
+  EXPECT_EQ(h.scheduler.counters().num_preemptions, 0);
+}
+
 TEST(Scheduler, AManyTimesLargerBatchGivesTheSameOutput) {
   const EngineOptions o = small();
   Harness h(o);

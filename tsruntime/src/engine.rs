@@ -187,6 +187,11 @@ impl Engine {
         Stats(raw)
     }
 
+    /// Takes no more requests, and ends those that run with [`Finish::Cancelled`].
+    pub fn shutdown(&self) {
+        unsafe { ffi::ts_engine_shutdown(self.raw.as_ptr()) }
+    }
+
     fn routes(&self) -> MutexGuard<'_, HashMap<u64, (Sender, usize)>> {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -198,7 +203,7 @@ impl Engine {
             let num = unsafe { ffi::ts_engine_poll(self.raw.as_ptr(), events.as_mut_ptr(), POLL_EVENTS as i32, -1) };
             let mut routes = self.routes();
             let Ok(num) = usize::try_from(num) else {
-                // It was never asked to close; whoever still waits must not wait for ever.
+                // After a shutdown nobody is left; whoever still waits must not wait for ever.
                 for (_, (sender, index)) in routes.drain() {
                     let _ = sender.send((index, Event::Finished(Finish::Error("the engine has stopped".into()))));
                 }

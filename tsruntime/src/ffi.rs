@@ -133,6 +133,7 @@ unsafe extern "C" {
         engine: *mut *mut ts_engine,
         error: *mut ts_error,
     ) -> ts_status;
+    pub fn ts_engine_shutdown(engine: *mut ts_engine);
     pub fn ts_engine_submit(engine: *mut ts_engine, request: *const ts_request, error: *mut ts_error) -> ts_status;
     pub fn ts_engine_cancel(engine: *mut ts_engine, id: u64);
     pub fn ts_engine_poll(engine: *mut ts_engine, events: *mut ts_event, capacity: i32, timeout_ms: i32) -> i32;

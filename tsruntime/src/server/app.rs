@@ -12,6 +12,9 @@ use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::model::{MAX_QUEUE, Model};
 
+/// For the errors of requests that are cut off to reach their clients.
+const CUT_OFF_TIMEOUT: Duration = Duration::from_secs(2);
+
 pub struct App {
     model: OnceLock<Arc<Model>>,
     given_names: Vec<String>,
@@ -91,6 +94,14 @@ impl App {
         while self.num_active() > 0 {
             self.went_idle.notified().await;
         }
+    }
+
+    /// Ends the requests that still run with an error, and gives them a moment to tell it.
+    pub async fn cut_off(&self) {
+        if let Some(model) = self.model() {
+            model.engine.shutdown();
+        }
+        let _ = tokio::time::timeout(CUT_OFF_TIMEOUT, self.idle()).await;
     }
 
     /// The names under which the model answers.

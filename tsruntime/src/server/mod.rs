@@ -110,6 +110,7 @@ async fn serve(options: ServerOptions, started: Instant) -> Result<(), Failure> 
             () = app.idle(), if drain => break,
             () = sleep_until(deadline), if drain => {
                 say(format!("{} requests were still running and are cut off", app.num_active()));
+                app.cut_off().await;
                 break;
             }
         }
