@@ -152,6 +152,10 @@ void Executor::Impl::bind() {
 }
 
 Executor::Executor(std::shared_ptr<const Plan> plan, const ExecutorOptions &options) {
+  if (plan->mesh().num_ranks() != 1) {
+    fail(TS_BAD_REQUEST, "the plan is for ", plan->mesh().num_ranks(), " ranks (", plan->mesh().text(),
+         "), and this process is one alone");
+  }
   Program program = parse_program(*plan, choose_target(*plan, options.target));
   plan->verify_weights();
   impl_ = std::make_unique<Impl>(std::move(plan), std::move(program), options);

@@ -14,7 +14,7 @@
 extern "C" {
 #endif
 
-#define TS_LAUNCH_ABI 1 /* raised with every change of a struct below; the program carries it */
+#define TS_LAUNCH_ABI 2 /* raised with every change of a struct below; the program carries it */
 
 /* One step's batch arrays. Tokens of one sequence are adjacent and in order of position. */
 typedef struct ts_batch {

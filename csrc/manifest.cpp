@@ -14,6 +14,9 @@ namespace {
 constexpr int64_t kMaxVocab = 1 << 24;
 constexpr int64_t kMaxContext = 1 << 26;
 constexpr size_t kMaxTargets = 16;
+constexpr size_t kMaxAxes = 8;
+constexpr size_t kMaxAxisBytes = 15;
+constexpr int64_t kMaxRanks = 256;
 constexpr size_t kMaxTargetBytes = 31;  // ts_stats.target
 constexpr std::string_view kReserved = "tsp/";
 constexpr std::string_view kProgram = "tsp/program/";
@@ -43,6 +46,29 @@ ModelInfo parse_model(const JsonNode &node) {
     model.eos_token_ids.push_back(static_cast<int32_t>(ends.at(i).integer(0, model.vocab_size - 1)));
   }
   return model;
+}
+
+/// Axes of different names whose sizes have a product of at most kMaxRanks.
+Mesh parse_mesh(const JsonNode &node) {
+  if (node.size() == 0 || node.size() > kMaxAxes) {
+    fail(TS_BAD_PLAN, node.where(), " has ", node.size(), " axes, wanted 1 to ", kMaxAxes);
+  }
+  Mesh mesh;
+  for (size_t i = 0; i < node.size(); ++i) {
+    const JsonNode item = node.at(i);
+    if (item.size() != 2) fail(TS_BAD_PLAN, item.where(), " has ", item.size(), " items, wanted a name and a size");
+    const JsonNode name = item.at(0);
+    const std::string &word = name.text();
+    const bool plain = std::ranges::all_of(word, [](char c) { return (c >= 'a' && c <= 'z') || c == '_'; });
+    if (word.empty() || word.size() > kMaxAxisBytes || !plain) {
+      fail(TS_BAD_PLAN, name.where(), " is ", in_quotes(word), ", wanted 1 to ", kMaxAxisBytes,
+           " lowercase letters and _");
+    }
+    if (mesh.find(word) >= 0) fail(TS_BAD_PLAN, name.where(), " repeats ", in_quotes(word));
+    const int64_t most = kMaxRanks / mesh.num_ranks();
+    mesh.axes.push_back({word, static_cast<int32_t>(item.at(1).integer(1, most))});
+  }
+  return mesh;
 }
 
 std::vector<std::string> parse_targets(const JsonNode &node) {
@@ -120,9 +146,10 @@ Manifest parse_manifest(std::span<const uint8_t> bytes) {
   const JsonNode root(json, "manifest");
   check_schema(root["schema"].integer(std::numeric_limits<int32_t>::min(), std::numeric_limits<int32_t>::max()),
                "manifest.schema");
-  root.expect_keys({"entries", "model", "producer", "schema", "targets"});
+  root.expect_keys({"entries", "mesh", "model", "producer", "schema", "targets"});
   Manifest manifest;
   manifest.model = parse_model(root["model"]);
+  manifest.mesh = parse_mesh(root["mesh"]);
   manifest.targets = parse_targets(root["targets"]);
   root["entries"].members(
       [&](const std::string &name, const JsonNode &node) { manifest.entries.emplace(name, parse_entry(name, node)); });

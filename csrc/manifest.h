@@ -7,12 +7,13 @@
 #include <string_view>
 #include <vector>
 
+#include "mesh.h"
 #include "plan.h"
 #include "sha256.h"
 
 namespace ts {
 
-inline constexpr int64_t kPlanSchema = 1;
+inline constexpr int64_t kPlanSchema = 2;
 
 /// Throws Error (TS_BAD_PLAN) that tells who must be newer, unless `found` is kPlanSchema.
 void check_schema(int64_t found, std::string_view where);
@@ -30,6 +31,7 @@ struct ManifestEntry {
 
 struct Manifest {
   ModelInfo model;
+  Mesh mesh;
   std::vector<std::string> targets;
   std::map<std::string, ManifestEntry, std::less<>> entries;  ///< all but tsp/manifest and tsp/seal
 };

@@ -204,6 +204,7 @@ const Entry *Plan::find(std::string_view name) const {
 }
 
 std::vector<std::string> Plan::targets() const { return impl_->contents.manifest.targets; }
+const Mesh &Plan::mesh() const { return impl_->contents.manifest.mesh; }
 const ModelInfo &Plan::model() const { return impl_->contents.manifest.model; }
 
 /// Hashes weights on several threads, an entry a time, the largest first.

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine.h"
+#include "mesh.h"
 
 namespace ts {
 
@@ -41,6 +42,7 @@ class Plan {
   const Entry *find(std::string_view name) const;  ///< nullptr if there is none
   std::vector<std::string> targets() const;        ///< as the manifest lists them
   const ModelInfo &model() const;
+  const Mesh &mesh() const;  ///< of the ranks that run it together
 
   /// Hashes every weight entry, unless the verify mode is auto and this very file (device, inode, size, times) was verified
   /// before by this user on this machine. Remembers success. Throws Error (TS_BAD_PLAN) naming the entry and both hashes.

@@ -41,6 +41,7 @@ def assemble(build: Build, progress: plan.Progress = lambda done, total: None) -
         build.options.out,
         entries,
         model=dataclasses.asdict(build.model),
+        mesh=build.mesh,
         targets=list(build.targets),
         producer=producer(build),
         progress=progress,

@@ -19,8 +19,9 @@ from typing import Any
 
 from tscompile import canonical
 from tscompile.errors import CompileError, InternalError
+from tscompile.mesh import Mesh
 
-SCHEMA = 1
+SCHEMA = 2
 ALIGN = 64  # bytes: where the data begins, and so every weight
 MANIFEST, SEAL = "tsp/manifest", "tsp/seal"
 DTYPE_BYTES = {"U8": 1, "BF16": 2, "F32": 4}
@@ -66,6 +67,7 @@ def write(
     entries: Sequence[Entry],
     *,
     model: Mapping[str, Any],
+    mesh: Mesh,
     targets: Sequence[str],
     producer: Mapping[str, Any],
     progress: Progress = lambda done, total: None,
@@ -77,6 +79,7 @@ def write(
     entries = sorted(entries, key=lambda entry: entry.kind != "weight")  # weights first; stable
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
+        "mesh": mesh.axes,
         "model": dict(model),
         "producer": dict(producer),
         "targets": list(targets),

@@ -4,6 +4,7 @@ both numbers."""
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 import re
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_HEADER_BYTES = 100_000_000
+MAX_RANKS = 256
 
 
 @dataclass(frozen=True)
@@ -160,12 +162,30 @@ class Plan:
 
     def _check_manifest(self) -> None:
         manifest = self.manifest
-        wanted = ["entries", "model", "producer", "schema", "targets"]
+        wanted = ["entries", "mesh", "model", "producer", "schema", "targets"]
         if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or sorted(manifest) != wanted:
             raise self._wrong("the manifest is of another schema")
+        self._check_mesh(manifest["mesh"])
         self._check_model(manifest["model"])
         self._check_entries(manifest["entries"])
         self._check_targets(manifest["targets"])
+
+    def _check_mesh(self, mesh: Any) -> None:
+        """Axes of different names, [name, size] each."""
+        axes = mesh if isinstance(mesh, list) else []
+        plain = all(
+            isinstance(axis, list)
+            and len(axis) == 2
+            and isinstance(axis[0], str)
+            and re.fullmatch("[a-z_]{1,15}", axis[0])
+            and type(axis[1]) is int
+            and axis[1] >= 1
+            for axis in axes
+        )
+        if not plain or not 1 <= len(axes) <= 8 or len({name for name, _ in axes}) != len(axes):
+            raise self._wrong(f"the manifest's mesh is {str(mesh)[:80]}, wanted [name, size] of each axis")
+        if (ranks := math.prod(size for _, size in axes)) > MAX_RANKS:
+            raise self._wrong(f"the manifest's mesh has {ranks} ranks, at most {MAX_RANKS} can run together")
 
     def _check_model(self, model: Any) -> None:
         if not isinstance(model, dict) or not isinstance(model.get("name"), str):

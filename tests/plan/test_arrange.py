@@ -15,7 +15,7 @@ from tscompile.passes.arrange import Life, check, limits_of, place
 from tscompile.reader import Plan
 
 PROGRAM = {
-    "abi": 1,
+    "abi": 2,
     "target": "cpu-avx2",
     "limits": {"max_tokens": 512, "max_seqs": 64, "max_context": 64, "page_size": 64, "vocab_size": 32},
     "arena_bytes": 512 * 32 * 4 + 512 * 96 * 4 + 512 * 32 * 2,

@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from tscompile import canonical, plan
 from tscompile.errors import CompileError, InternalError
+from tscompile.mesh import Mesh
 from tscompile.plan import Entry, blob
 from tscompile.reader import Plan
 
@@ -38,7 +39,12 @@ def entries() -> list[Entry]:
 def write(path: Path, given: list[Entry] | None = None) -> Path:
     producer = {"tscompile": "0.1.0", "compiler": "none"}
     plan.write(
-        path, entries() if given is None else given, model=MODEL, targets=["cpu-avx2"], producer=producer
+        path,
+        entries() if given is None else given,
+        model=MODEL,
+        mesh=Mesh(),
+        targets=["cpu-avx2"],
+        producer=producer,
     )
     return path
 
@@ -50,7 +56,7 @@ def written(tmp_path: Path) -> Path:
 
 def test_safetensors_opens_it(written: Path) -> None:
     with safe_open(written, "pt") as file:
-        assert file.metadata() == {"format": "tsp", "tsp_schema": "1"}
+        assert file.metadata() == {"format": "tsp", "tsp_schema": "2"}
         for name, tensor in WEIGHTS.items():
             assert torch.equal(file.get_tensor(name), tensor)
         manifest = json.loads(bytes(file.get_tensor("tsp/manifest").tolist()))
@@ -115,8 +121,8 @@ def reheaded(whole: bytes, old: bytes, new: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (b'"tsp_schema":"1"', b'"tsp_schema":"2"', "update tscompile"),
-        (b'"tsp_schema":"1"', b'"tsp_schema":"0"', "rebuild the plan"),
+        (b'"tsp_schema":"2"', b'"tsp_schema":"3"', "update tscompile"),
+        (b'"tsp_schema":"2"', b'"tsp_schema":"0"', "rebuild the plan"),
         (b'"format":"tsp"', b'"format":"pt"', "wanted {'format': 'tsp'"),
         (b'"a":', b'"a":1,"a":', "canonical"),
         (b'"a":', b'"\\u0061":', "canonical"),
@@ -174,9 +180,10 @@ FULL = """
 import resource
 from pathlib import Path
 from tscompile import plan
+from tscompile.mesh import Mesh
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 w = plan.Entry("w", "F32", (1_000_000,), lambda: (bytes(4_000_000),))
-plan.write(Path({path!r}), [w], model={{}}, targets=[], producer={{}})
+plan.write(Path({path!r}), [w], model={{}}, mesh=Mesh(), targets=[], producer={{}})
 """
 
 

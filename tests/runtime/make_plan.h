@@ -44,10 +44,11 @@ struct TestPlan {
 
   Json model = {{"name", "test"},       {"architecture", "Test"}, {"vocab_size", 50}, {"max_context", 128},
                 {"eos_token_ids", {1}}, {"bos_token_id", 0},      {"dtype", "fp32"}};
+  Json mesh = Json::array({Json::array({"tp", 1})});
   std::vector<std::string> targets;
   std::map<std::string, Weight> weights;
   std::map<std::string, std::string> reserved;  // tsp/...: the bytes
-  Json metadata = {{"format", "tsp"}, {"tsp_schema", "1"}};
+  Json metadata = {{"format", "tsp"}, {"tsp_schema", "2"}};
   std::function<void(Json &)> edit_manifest = [](Json &) {};
   std::function<void(Json &)> edit_header = [](Json &) {};
 
@@ -77,11 +78,8 @@ struct TestPlan {
     };
     for (const auto &[name, weight] : weights) list(name, weight.dtype, weight.shape, weight.bytes);
     for (const auto &[name, bytes] : reserved) list(name, "U8", {static_cast<int64_t>(bytes.size())}, bytes);
-    Json manifest = {{"schema", 1},
-                     {"producer", {{"tscompile", "test"}}},
-                     {"model", model},
-                     {"targets", targets},
-                     {"entries", entries}};
+    Json manifest = {{"schema", 2},    {"mesh", mesh},       {"producer", {{"tscompile", "test"}}},
+                     {"model", model}, {"targets", targets}, {"entries", entries}};
     edit_manifest(manifest);
     return manifest;
   }
@@ -132,7 +130,7 @@ inline Json test_program(const std::string &target) {
   };
   const Json table = {{"weight", "table"}, {"bytes", table_bytes}};
   Json program;
-  program["abi"] = 1;
+  program["abi"] = 2;
   program["target"] = target;
   program["limits"] = {{"max_tokens", kMaxTokens},
                        {"max_seqs", kMaxSeqs},

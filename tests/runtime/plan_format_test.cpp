@@ -159,16 +159,16 @@ TEST(PlanHeader, TellsOtherFilesAndOtherVersionsApart) {
   expect_in(with_header([](Json &h) { h.erase("__metadata__"); }),
             {"__metadata__.format is '', wanted 'tsp': this safetensors file is no plan"});
   expect_in(with_header([](Json &h) { h["__metadata__"] = {{"format", "pt"}}; }), {"format is 'pt'"});
-  expect_in(with_header([](Json &h) { h["__metadata__"]["tsp_schema"] = "2"; }),
-            {"tsp_schema is 2, this tsruntime reads 1: update tsruntime"});
+  expect_in(with_header([](Json &h) { h["__metadata__"]["tsp_schema"] = "3"; }),
+            {"tsp_schema is 3, this tsruntime reads 2: update tsruntime"});
   expect_in(with_header([](Json &h) { h["__metadata__"]["tsp_schema"] = "0"; }),
-            {"tsp_schema is 0, this tsruntime reads 1: rebuild the plan with this tscompile"});
-  expect_in(with_header([](Json &h) { h["__metadata__"]["tsp_schema"] = "one"; }), {"tsp_schema is 'one', wanted '1'"});
+            {"tsp_schema is 0, this tsruntime reads 2: rebuild the plan with this tscompile"});
+  expect_in(with_header([](Json &h) { h["__metadata__"]["tsp_schema"] = "one"; }), {"tsp_schema is 'one', wanted '2'"});
   expect_in(with_header([](Json &h) { h["__metadata__"]["tsp_schema"] = "99999999999999999999"; }), {"tsp_schema is"});
   expect_in(with_header([](Json &h) { h["__metadata__"]["tsp_schema"] = 1; }), {"tsp_schema is '1', wanted a string"});
   expect_in(with_header([](Json &h) { h["__metadata__"]["more"] = ""; }), {"__metadata__ has 3 keys, wanted 2"});
   expect_in(with_manifest([](Json &m) { m["schema"] = 7; }),
-            {"manifest.schema is 7, this tsruntime reads 1: update tsruntime"});
+            {"manifest.schema is 7, this tsruntime reads 2: update tsruntime"});
   expect_in(with_manifest([](Json &m) { m["schema"] = -1; }), {"manifest.schema is -1", "rebuild the plan"});
 }
 
@@ -194,7 +194,7 @@ TEST(PlanHeader, WantsItsSeal) {
             {"the last entry is 'tsp/zeal', wanted 'tsp/seal'"});
   expect_in(with_header([](Json &h) { h["tsp/manifesto"] = h["tsp/manifest"], h.erase("tsp/manifest"); }),
             {"the plan lacks 'tsp/manifest'"});
-  expect_in(with_header_text("{\"__metadata__\":{\"format\":\"tsp\",\"tsp_schema\":\"1\"}}"),
+  expect_in(with_header_text("{\"__metadata__\":{\"format\":\"tsp\",\"tsp_schema\":\"2\"}}"),
             {"the last entry is '', wanted 'tsp/seal'"});
 }
 
@@ -245,6 +245,20 @@ TEST(PlanManifest, ChecksTheModel) {
   expect_in(model("name", 1), {"manifest.model.name"});
   expect_in(with_manifest([](Json &m) { m["model"].erase("max_context"); }),
             {"manifest.model lacks the key 'max_context'"});
+}
+
+TEST(PlanManifest, ChecksTheMesh) {
+  const auto mesh = [](const Json &value) { return with_manifest([&](Json &m) { m["mesh"] = value; }); };
+  const auto axis = [](const Json &name, const Json &size) { return Json::array({name, size}); };
+  expect_in(mesh(Json::array()), {"manifest.mesh has 0 axes, wanted 1 to 8"});
+  expect_in(mesh(Json::array({axis("tp", 0)})), {"manifest.mesh[0][1] is '0', wanted an integer from 1 to 256"});
+  expect_in(mesh(Json::array({axis("ep", 64), axis("tp", 5)})), {"mesh[1][1] is '5', wanted an integer from 1 to 4"});
+  expect_in(mesh(Json::array({axis("tp", 2), axis("tp", 2)})), {"mesh[1][0] repeats 'tp'"});
+  expect_in(mesh(Json::array({axis("t=p", 2)})), {"mesh[0][0] is 't=p', wanted 1 to 15 lowercase letters"});
+  expect_in(mesh(Json::array({axis(1, 2)})), {"mesh[0][0] is '1', wanted a string"});
+  expect_in(mesh(Json::array({Json::array({"tp"})})), {"mesh[0] has 1 items, wanted a name and a size"});
+  expect_in(mesh("tp"), {"manifest.mesh is"});
+  expect_in(with_manifest([](Json &m) { m.erase("mesh"); }), {"manifest lacks the key 'mesh'"});
 }
 
 TEST(PlanManifest, ChecksTargets) {

@@ -45,10 +45,10 @@ TEST(Program, IsRead) {
 }
 
 TEST(Program, IsOfThisAbiAndTarget) {
-  expect_in(edited([](Json &p) { p["abi"] = 2; }),
-            {"tsp/program/cpu-avx2.abi is 2, this tsruntime has 1: update tsruntime"});
+  expect_in(edited([](Json &p) { p["abi"] = 3; }),
+            {"tsp/program/cpu-avx2.abi is 3, this tsruntime has 2: update tsruntime"});
   expect_in(edited([](Json &p) { p["abi"] = 0; }),
-            {".abi is 0, this tsruntime has 1: rebuild the plan with this tscompile"});
+            {".abi is 0, this tsruntime has 2: rebuild the plan with this tscompile"});
   expect_in(edited([](Json &p) { p["abi"] = "1"; }), {".abi is '\"1\"', wanted an integer"});
   expect_in(edited([](Json &p) { p["target"] = "cpu-amx"; }), {".target is 'cpu-amx', wanted 'cpu-avx2'"});
   expect_in(edited([](Json &p) { p = Json::array(); }), {"is an array, wanted an object"});

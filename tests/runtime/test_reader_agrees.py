@@ -14,11 +14,13 @@ from engine import Plan as EnginePlan
 
 from tscompile import canonical, plan
 from tscompile.errors import CompileError
+from tscompile.mesh import Mesh
 from tscompile.plan import Entry, blob
 from tscompile.reader import Plan
 
 MODEL = {"name": "tiny", "architecture": "none", "vocab_size": 7, "max_context": 64}
 MODEL |= {"eos_token_ids": [1], "bos_token_id": None, "dtype": "f32"}
+PRODUCER = {"tscompile": "0.1.0"}
 Tables = dict[str, Any]  # "header" and "manifest"
 
 
@@ -26,7 +28,7 @@ def write(path: Path) -> Path:
     entries = [Entry(name, "F32", (16,), lambda: (bytes(64),)) for name in ("a", "b")]
     entries += [blob("tsp/program/cpu-avx2", b"{}"), blob("tsp/kernels/cpu-avx2", b"\x7fELF")]
     entries += [blob("tsp/text/tokenizer", b"tok"), blob("tsp/graph", b"graph")]
-    plan.write(path, entries, model=MODEL, targets=["cpu-avx2"], producer={"tscompile": "0.1.0"})
+    plan.write(path, entries, model=MODEL, mesh=Mesh(), targets=["cpu-avx2"], producer=PRODUCER)
     return path
 
 
@@ -87,8 +89,15 @@ def swap_data(tables: Tables) -> None:
 
 LISTED = {"dtype": "F32", "shape": [16], "bytes": 64, "kind": "weight", "sha256": "0" * 64}
 WRONG = {
-    "schema of the header": edit("header", "__metadata__", "tsp_schema", to="2"),
-    "schema of the manifest": edit("manifest", "schema", to=2),
+    "schema of the header": edit("header", "__metadata__", "tsp_schema", to="3"),
+    "schema of the manifest": edit("manifest", "schema", to=3),
+    "no mesh": edit("manifest", "mesh", remove=True),
+    "a mesh without axes": edit("manifest", "mesh", to=[]),
+    "an axis of no ranks": edit("manifest", "mesh", to=[["tp", 0]]),
+    "an axis twice": edit("manifest", "mesh", to=[["tp", 2], ["tp", 2]]),
+    "an axis without a size": edit("manifest", "mesh", to=[["tp"]]),
+    "an axis with a strange name": edit("manifest", "mesh", to=[["t=p", 2]]),
+    "more ranks than there can be": edit("manifest", "mesh", to=[["ep", 2**16], ["tp", 2**16]]),
     "format": edit("header", "__metadata__", "format", to="pt"),
     "more metadata": edit("header", "__metadata__", "x", to="y"),
     "no metadata": edit("header", "__metadata__", remove=True),

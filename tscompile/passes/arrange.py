@@ -18,7 +18,7 @@ from tscompile.kernels.desc import padded_head
 from tscompile.layout import ALIGN, round_up
 from tscompile.passes.pack import Packed
 
-LAUNCH_ABI = 1  # csrc/launch_abi.h, TS_LAUNCH_ABI
+LAUNCH_ABI = 2  # csrc/launch_abi.h, TS_LAUNCH_ABI
 
 
 @dataclass

@@ -1,0 +1,40 @@
+#include "mesh.h"
+
+namespace ts {
+
+int32_t Mesh::num_ranks() const {
+  int32_t ranks = 1;
+  for (const Axis &axis : axes) ranks *= axis.size;
+  return ranks;
+}
+
+int32_t Mesh::find(std::string_view name) const {
+  for (size_t i = 0; i < axes.size(); ++i) {
+    if (axes[i].name == name) return static_cast<int32_t>(i);
+  }
+  return -1;
+}
+
+int32_t Mesh::stride(int32_t axis) const {
+  int32_t ranks = 1;
+  for (size_t i = static_cast<size_t>(axis) + 1; i < axes.size(); ++i) ranks *= axes[i].size;
+  return ranks;
+}
+
+int32_t Mesh::coordinate(int32_t rank, int32_t axis) const {
+  return rank / stride(axis) % axes[static_cast<size_t>(axis)].size;
+}
+
+int32_t Mesh::peer(int32_t rank, int32_t axis, int32_t coordinate) const {
+  return rank + (coordinate - this->coordinate(rank, axis)) * stride(axis);
+}
+
+std::string Mesh::text() const {
+  std::string text;
+  for (const Axis &axis : axes) {
+    text += (text.empty() ? "" : ",") + axis.name + "=" + std::to_string(axis.size);
+  }
+  return text;
+}
+
+}  // namespace ts

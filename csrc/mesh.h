@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace ts {
+
+/// The mesh of ranks that a plan was built for: named axes, slowest first. Rank r's coordinates are the digits of r in the
+/// mixed radix of the sizes (tscompile/mesh.py).
+struct Mesh {
+  struct Axis {
+    std::string name;
+    int32_t size = 1;
+  };
+  std::vector<Axis> axes;
+
+  int32_t num_ranks() const;
+  int32_t find(std::string_view name) const;             ///< the axis's index; -1 if there is none of that name
+  int32_t coordinate(int32_t rank, int32_t axis) const;  ///< where `rank` stands on the axis
+  int32_t peer(int32_t rank, int32_t axis,
+               int32_t coordinate) const;  ///< who stands at `coordinate` there, else like `rank`
+  std::string text() const;                ///< "tp=2" or "dp=2,tp=4"
+
+ private:
+  int32_t stride(int32_t axis) const;  ///< ranks from one coordinate of the axis to the next
+};
+
+}  // namespace ts
