@@ -10,7 +10,7 @@ from tscompile.errors import Source
 from tscompile.ir import DTYPES, Dim, Graph, Group, Op, Sym, Value, Weight
 from tscompile.mesh import Mesh
 from tscompile.placement import Placement, Replicate, parse_placement
-from tscompile.recipe import Checkpoint, Concat, Interleave, Recipe, RopeTable, ShardOf, Slice
+from tscompile.recipe import Checkpoint, Concat, Interleave, Pad, Recipe, Repeat, RopeTable, ShardOf, Slice
 
 _TOKEN = re.compile(
     r"""(?P<space>[ \t]+)|(?P<newline>\n)|\#[ ](?P<source>[^\n]*:\d+)|(?P<string>"(?:[^"\\\n]|\\.)*")
@@ -235,7 +235,7 @@ class _Parser:
             self.accept(",")
         return tuple(items)
 
-    def recipe(self) -> Recipe:
+    def recipe(self) -> Recipe:  # noqa: PLR0911 (one a kind)
         kind = self.take("name")
         self.take("mark", "(")
         if kind == "checkpoint":
@@ -257,6 +257,10 @@ class _Parser:
                 return Slice(parts[0], **attrs)
             case "shard":
                 return ShardOf(parts[0], **attrs)
+            case "pad":
+                return Pad(parts[0], **attrs)
+            case "repeat":
+                return Repeat(parts[0], **attrs)
             case "rope_table":
                 return RopeTable(**attrs)
         raise ParseError(f"line {self.next.line}: no recipe {kind!r}")

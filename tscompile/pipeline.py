@@ -29,6 +29,7 @@ PASSES: tuple[tuple[str, str], ...] = (
         "precision",
         "casts to the plan's dtype, before placement so that a redistribute moves what is really stored",
     ),
+    ("fit", "vocabulary and KV heads such that the ranks divide them, so that propagate can shard them"),
     ("propagate", "every value has a placement on every axis"),
     ("reshard", "a redistribute wherever a value's placement is not what its consumer takes"),
     ("collectives", "redistribute -> all_reduce, reduce_scatter, all_gather, all_to_all, slice"),
@@ -41,7 +42,7 @@ PASSES: tuple[tuple[str, str], ...] = (
     ("text", "build.text: tokenizer and chat template, compared with their references"),
 )
 ALL = tuple(name for name, _ in PASSES)
-UP_TO_FUSE = ALL[:7]
+UP_TO_FUSE = ALL[: ALL.index("fuse") + 1]
 
 Progress = Callable[[str], None]
 

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from tscompile.ir import Graph, Group, Op, Value
 from tscompile.mesh import Mesh
 from tscompile.placement import Replicate
-from tscompile.recipe import Checkpoint, Concat, Interleave, Recipe, RopeTable, ShardOf, Slice
+from tscompile.recipe import Checkpoint, Concat, Interleave, Pad, Recipe, Repeat, RopeTable, ShardOf, Slice
 
 
 def print_graph(graph: Graph) -> str:
@@ -64,7 +64,7 @@ def print_type(value: Value, mesh: Mesh) -> str:
     return f"{'state ' if value.state else ''}{value.dtype}[{dims}]{placed}"
 
 
-def print_recipe(recipe: Recipe) -> str:
+def print_recipe(recipe: Recipe) -> str:  # noqa: PLR0911 (one a kind)
     """E.g. `concat(checkpoint("a"), checkpoint("b"); dim=0)`."""
     match recipe:
         case Checkpoint(name):
@@ -77,6 +77,10 @@ def print_recipe(recipe: Recipe) -> str:
             return f"slice({print_recipe(part)}; dim={dim}, start={start}, stop={stop})"
         case ShardOf(part, dim, axis):
             return f"shard({print_recipe(part)}; dim={dim}, axis={json.dumps(axis)})"
+        case Pad(part, dim, size):
+            return f"pad({print_recipe(part)}; dim={dim}, size={size})"
+        case Repeat(part, dim, pieces, times):
+            return f"repeat({print_recipe(part)}; dim={dim}, parts={pieces}, times={times})"
         case RopeTable(rows, inv_freq, scaling):
             return f"rope_table(; rows={rows}, inv_freq={_literal(inv_freq)}, scaling={_literal(scaling)})"
 

@@ -53,6 +53,25 @@ class ShardOf:
 
 
 @dataclass(frozen=True)
+class Pad:
+    """`part` with zeros after it along `dim`, `size` long there."""
+
+    part: Recipe
+    dim: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """`part` cut into `parts` equal ones along `dim`, each of them `times` times in place: a b -> a a b b."""
+
+    part: Recipe
+    dim: int
+    parts: int
+    times: int
+
+
+@dataclass(frozen=True)
 class RopeTable:
     """f32 [rows, 2 * len(inv_freq)]: cos then sin of the f32 angles position * inv_freq, times `scaling`.
 
@@ -63,7 +82,7 @@ class RopeTable:
     scaling: float = 1.0
 
 
-Recipe: TypeAlias = Checkpoint | Concat | Interleave | Slice | ShardOf | RopeTable
+Recipe: TypeAlias = Checkpoint | Concat | Interleave | Slice | ShardOf | Pad | Repeat | RopeTable
 
 
 def checkpoint_names(recipe: Recipe) -> Iterator[str]:
@@ -74,7 +93,7 @@ def checkpoint_names(recipe: Recipe) -> Iterator[str]:
         case Concat(parts) | Interleave(parts):
             for part in parts:
                 yield from checkpoint_names(part)
-        case Slice(part) | ShardOf(part):
+        case Slice(part) | ShardOf(part) | Pad(part) | Repeat(part):
             yield from checkpoint_names(part)
         case RopeTable():
             return

@@ -32,14 +32,17 @@ def strategies(op: Op, axis: str, ranks: int) -> list[Strategy]:
     rule = lookup(op.kind).factors(op.inputs, op.outputs, op.attrs)
     inputs = rule.inputs
     whole = (Replicate(),) * len(op.inputs)
-    result = [Strategy("", whole, (Replicate(),) * len(op.outputs))]
+    nothing = Strategy("", whole, (Replicate(),) * len(op.outputs))
     if ranks == 1:
-        return result
+        return [nothing]
+    result: list[Strategy] = []
     for factor in dict.fromkeys(name for dims in inputs for name in dims if name != "."):
         if all(size % ranks == 0 for size in factor_sizes(op, rule, factor)):
             takes = tuple(_placed(dims, factor, Replicate()) for dims in inputs)
             gives = tuple(_placed(dims, factor, Partial(rule.reduce)) for dims in rule.outputs)
             result.append(Strategy(factor, takes, gives))
+    if not result or not any(v.state for v in op.inputs):  # a KV cache is held whole only if it must be
+        result.insert(0, nothing)
     for indices in rule.partial:
         if not any(isinstance(op.inputs[i], Weight) or op.inputs[i].dtype != "f32" for i in indices):
             takes = tuple(Partial() if i in indices else Replicate() for i in range(len(op.inputs)))

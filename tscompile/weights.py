@@ -13,7 +13,7 @@ from tscompile.errors import InternalError
 from tscompile.ir import Weight
 from tscompile.mesh import Mesh
 from tscompile.ops.elementwise import TORCH_DTYPES
-from tscompile.recipe import Checkpoint, Concat, Interleave, Recipe, RopeTable, ShardOf, Slice
+from tscompile.recipe import Checkpoint, Concat, Interleave, Pad, Recipe, Repeat, RopeTable, ShardOf, Slice
 
 Read = Callable[[str], Tensor]  # the checkpoint's tensor of a name
 
@@ -35,7 +35,7 @@ def evaluate(
     return tensor
 
 
-def _evaluate(
+def _evaluate(  # noqa: PLR0911 (one a kind)
     recipe: Recipe, read: Read, dtype: torch.dtype, mesh: Mesh, coords: Mapping[str, int]
 ) -> Tensor:
     def part_of(part: Recipe) -> Tensor:
@@ -52,6 +52,13 @@ def _evaluate(
             return part_of(part).narrow(dim, start, stop - start)
         case ShardOf(part, dim, axis):
             return part_of(part).chunk(mesh.size(axis), dim=dim)[coords[axis]]
+        case Pad(part, dim, size):
+            tensor = part_of(part)
+            shape = [*tensor.shape[:dim], size - tensor.shape[dim], *tensor.shape[dim + 1 :]]
+            return torch.cat([tensor, tensor.new_zeros(shape)], dim=dim)
+        case Repeat(part, dim, parts, times):
+            pieces = part_of(part).chunk(parts, dim=dim)
+            return torch.cat([piece for piece in pieces for _ in range(times)], dim=dim)
         case RopeTable():
             return rope_table(recipe).to(dtype)
 

@@ -10,7 +10,7 @@ from tscompile.ir import BATCH_ARRAYS, Attr, Graph, Group, Op, Value, Weight, un
 from tscompile.mesh import Mesh
 from tscompile.ops import ShapeError, lookup
 from tscompile.placement import Partial, Placement, Replicate, Shard
-from tscompile.recipe import Checkpoint, Concat, Interleave, Recipe, RopeTable, ShardOf, Slice
+from tscompile.recipe import Checkpoint, Concat, Interleave, Pad, Recipe, Repeat, RopeTable, ShardOf, Slice
 
 UNARY = ("neg", "silu", "sigmoid", "relu", "gelu_tanh")
 
@@ -26,6 +26,8 @@ def random_recipe(rng: random.Random, depth: int = 0) -> Recipe:
             Interleave(parts, 16),
             Slice(parts[0], 0, 3, 7),
             ShardOf(parts[0], 1, "tp"),
+            Pad(parts[0], 0, 12),
+            Repeat(parts[0], 1, 2, 4),
             RopeTable(4, (1.0, rng.random() * 1e-9), 1.25),
         ]
     )

@@ -23,6 +23,25 @@ CASES: dict[str, tuple[Spec, int]] = {
     },
     "llama wide tp=4": (Spec("llama", {**WIDE, "vocab_size": 300}), 4),
     "qwen3 wide tp=8": (Spec("qwen3", {**WIDE, "head_dim": 32, "tie_word_embeddings": True}), 8),
+    "qwen3, 2 KV heads, odd vocabulary, tp=8": (
+        Spec(
+            "qwen3",
+            {"num_attention_heads": 8, "head_dim": 32, "vocab_size": 509, "attention_bias": True},
+        ),
+        8,
+    ),
+    "llama, 1 KV head, tied odd vocabulary, tp=4": (
+        Spec(
+            "llama",
+            {
+                "num_attention_heads": 4,
+                "num_key_value_heads": 1,
+                "vocab_size": 509,
+                "tie_word_embeddings": True,
+            },
+        ),
+        4,
+    ),
     "llama, sizes that do not divide, tp=4": (
         Spec("llama", {**WIDE, "vocab_size": 509, "intermediate_size": 90}),
         4,
@@ -54,19 +73,32 @@ def test_every_rank_gives_what_one_gives(
     monkeypatch.setattr(propagate, "PRICES", PRICES[prices])
     placed = captured(tmp_path, tp=ranks)
     assert any(group.group == "collective" for group in placed.graph.groups())
-    every = rank_logits(placed, tokens, chunks)
+    padded = rank_logits(placed, tokens, chunks)
+    every = padded[..., : one.shape[-1]]
     assert every.shape[0] == ranks
     assert float((every - one).abs().max() / one.abs().max()) < 1e-5
 
 
-def test_kv_heads_that_do_not_divide(tmp_path: Path) -> None:
-    saved(SPECS["llama-gqa-tied"], tmp_path)
+def test_heads_that_cannot_be_shared_out(tmp_path: Path) -> None:
+    saved(Spec("llama", {"hidden_size": 96, "num_attention_heads": 12, "num_key_value_heads": 4}), tmp_path)
     with pytest.raises(CompileError) as error:
-        captured(tmp_path, tp=4)
+        captured(tmp_path, tp=8)
     assert str(error.value) == (
-        "models/llama.py:45: tp=4 does not divide the 2 KV heads of %layers.0.self_attn.attention.kv: "
-        "tp can be 1, 2"
+        "models/llama.py:45: tp=8 does not divide the 4 KV heads of %layers.0.self_attn.attention.kv, nor "
+        "can each lie on as many ranks as others do, with an equal part of the 12 query heads: tp can be 1, "
+        "2, 4, 12"
     )
+
+
+def test_what_is_repeated_and_padded_is_said(tmp_path: Path) -> None:
+    saved(CASES["qwen3, 2 KV heads, odd vocabulary, tp=8"][0], tmp_path)
+    build = captured(tmp_path, tp=8)
+    assert [state.shape for state in build.graph.states] == [(1, 32)] * 2
+    assert build.notes[:3] == [
+        "tp=8: each of the 2 KV heads lies on 4 ranks, in 2 layers",
+        "tp=8: @lm_head.weight padded with zeros from 509 to 512",
+        "tp=8: @embed_tokens.weight padded with zeros from 509 to 512",
+    ]
 
 
 def test_what_stays_whole_is_said(tmp_path: Path) -> None:

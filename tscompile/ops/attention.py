@@ -152,7 +152,7 @@ def _attention(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
 def _attention_factors(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs) -> Rule:
     kv_heads = inputs[1].shape[0]
     assert isinstance(kv_heads, int)
-    return Rule(". h ., h ., ., ., ., . . -> . h .", {"h": kv_heads})
+    return Rule(". h ., h ., ., ., ., . . -> . h .", {"h": kv_heads}, repeats=frozenset({1}))
 
 
 def _attention_reference(context: RankContext, inputs: list[Any], attrs: Attrs) -> list[Tensor]:

@@ -49,13 +49,17 @@ class Rule:
 
     sizes: what a factor's size is when it is not the dim's (a dim of H*D elements that splits by whole
     heads). partial: sets of inputs that may be Partial(sum) together, the rest replicated, and make every
-    output Partial(sum).
+    output Partial(sum). repeats: inputs whose dims may have each part repeated in place without the op giving
+    anything else (KV heads, each read by a group of heads). looked_up: factors whose elements are read by
+    index alone, so that more of them change nothing.
     """
 
     text: str
     sizes: Mapping[str, int] = field(default_factory=dict)
     reduce: str = "sum"
     partial: tuple[frozenset[int], ...] = ()
+    repeats: frozenset[int] = frozenset()
+    looked_up: frozenset[str] = frozenset()
 
     @property
     def inputs(self) -> list[list[str]]:

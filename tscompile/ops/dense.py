@@ -37,7 +37,7 @@ def _embedding(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
 
 
 def _embedding_factors(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs) -> Rule:
-    return Rule("t, v h -> t h")
+    return Rule("t, v h -> t h", looked_up=frozenset({"v"}))
 
 
 def _embedding_reference(context: RankContext, inputs: list[Tensor], attrs: Attrs) -> list[Tensor]:

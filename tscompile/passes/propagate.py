@@ -20,7 +20,7 @@ from tscompile.ir import Graph, Op, Value, Weight, replicated
 from tscompile.ops import lookup
 from tscompile.placement import Partial, Placement, Replicate
 from tscompile.price import Prices
-from tscompile.sharding import Strategy, factor_sizes, strategies
+from tscompile.sharding import Strategy, strategies
 
 PRICES = Prices()
 MAX_STATES = 256  # kept after each op, the cheapest
@@ -45,7 +45,6 @@ def run(build: Build) -> None:
         value.placement = replicated(graph.mesh)
     for index, (axis, ranks) in enumerate(graph.mesh.axes):
         if ranks > 1:
-            _check_states(graph, axis, ranks)
             found = _Search(graph, axis, ranks).best()
             _assign(graph, index, found)
             build.notes += _replicated_weights(graph, axis, ranks, found)
@@ -123,22 +122,6 @@ class _Search:
     def _outputs_cost(self, state: State) -> float:
         live = dict(state)
         return sum(self._bring(v, Replicate(), live) for v in self.graph.outputs)
-
-
-def _check_states(graph: Graph, axis: str, ranks: int) -> None:
-    """KV caches are sharded by heads, or not at all."""
-    for op in graph.ops:
-        if not any(v.state for v in op.outputs):
-            continue
-        rule = lookup(op.kind).factors(op.inputs, op.outputs, op.attrs)
-        heads = min(factor_sizes(op, rule, rule.outputs[0][0]))
-        if heads % ranks:
-            legal = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
-            raise CompileError(
-                f"{axis}={ranks} does not divide the {heads} KV heads of {op.outputs[0]!r}: "
-                f"{axis} can be {legal}",
-                op.source,
-            )
 
 
 def _assign(graph: Graph, index: int, found: Sequence[Strategy]) -> None:
