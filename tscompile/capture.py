@@ -20,7 +20,7 @@ from tscompile.models import calling_line, shown, user_code
 from tscompile.nn import Boundary
 from tscompile.ops import ShapeError, lookup
 from tscompile.ops.base import text_of
-from tscompile.recipe import Checkpoint, Recipe
+from tscompile.recipe import Checkpoint, Origin, Recipe
 
 
 class Tensor(fx.Proxy):
@@ -67,6 +67,7 @@ class Builder:
         self.model_path = model_path
         self.path: list[str] = []  # of the module that runs, the root's is ""
         self.states: dict[str, Value] = {}  # module path -> its KV state, as updated last
+        self.origins: dict[int, tuple[Origin, ...]] = {}  # id(weight), for those of the checkpoint
         self._weights: dict[Recipe, Weight] = {}
         self._names: set[str] = set()
 
@@ -145,7 +146,14 @@ class Builder:
 
     def weight_of(self, parameter: nn.Parameter) -> Weight:
         name = self.parameter_names[id(parameter)]
-        return self.weight(name, parameter.shape, Checkpoint(name))
+        return self.weight_from(name, parameter.shape, (Origin(Checkpoint(name), tuple(parameter.shape)),))
+
+    def weight_from(self, name: str, shape: Sequence[int], origins: Sequence[Origin]) -> Weight:
+        """A weight of the checkpoint's, by the first of `origins` that it has; they name the model's
+        parameters."""
+        weight = self.weight(name, shape, origins[0].recipe)
+        self.origins[id(weight)] = tuple(origins)
+        return weight
 
     parameter_names: dict[int, str]
 

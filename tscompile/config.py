@@ -69,6 +69,26 @@ class Config:
             raise self.fail(key, f"one of {', '.join(known)}")
         return str(value)
 
+    def either(self, *keys: str) -> str:
+        """The first of `keys` that is there, for what has had several names; else the first."""
+        return next((key for key in keys if self.data.get(key) is not None), keys[0])
+
+    def layers(self, key: str, num_layers: int) -> frozenset[int]:
+        """A list of layers' numbers; missing: none."""
+        value = self._given(key, [])
+        if not isinstance(value, list) or not all(type(x) is int and 0 <= x < num_layers for x in value):
+            raise self.fail(key, f"a list of layers from 0 to {num_layers - 1}")
+        return frozenset(value)
+
+    def num_experts(self, *keys: str) -> tuple[int, int]:
+        """(experts by the first of `keys` that is there, num_experts_per_tok), the second no more than the
+        first."""
+        key = self.either(*keys)
+        experts, chosen = self.integer(key), self.integer("num_experts_per_tok")
+        if chosen > experts:
+            raise self.fail("num_experts_per_tok", f"at most {key}, {experts}")
+        return experts, chosen
+
     @property
     def architecture(self) -> str:
         """The first of "architectures"; empty if there is none."""

@@ -7,14 +7,15 @@ every op of the graph is a `Group`: a fused op whose body's ops refer to the sam
     group.outputs  the values that the body makes and something outside reads (or the graph gives)
 
 Symbolic dims: T tokens of a step, S sequences (query_start is S+1), L rows whose logits are wanted, P pages a
-row of the page table. Values with `state` set are a layer's KV cache, shape [num_kv_heads, head_dim]: an op
-that takes one and gives one updates it in place; it is never a buffer.
+row of the page table, R rows routed to experts (R*8: eight for each token). Values with `state` set are a
+layer's KV cache, shape [num_kv_heads, head_dim]: an op that takes one and gives one updates it in place; it
+is never a buffer.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -28,13 +29,29 @@ DTYPES = {"f32": 4, "bf16": 2, "f16": 2, "i32": 4}  # bytes an element
 
 @dataclass(frozen=True)
 class Sym:
-    """A symbolic dim, `name + plus`. It takes part in no other arithmetic: a model cannot depend on T."""
+    """A symbolic dim, `name * times + plus`. It takes part in no other arithmetic: a model cannot depend on
+    T.
+
+    R is T as a dim of rows that are sorted by the expert that they are routed to. Sharded, it is ragged: a
+    rank has the rows of its own experts, however many those are (R * times is the most).
+    """
 
     name: str
     plus: int = 0
+    times: int = 1
 
     def __str__(self) -> str:
-        return f"{self.name}+{self.plus}" if self.plus else self.name
+        text = f"{self.name}*{self.times}" if self.times != 1 else self.name
+        return f"{text}+{self.plus}" if self.plus else text
+
+    @property
+    def ragged(self) -> bool:
+        """Ranks may have different numbers of it: who owns which is settled by an expert, not by a count."""
+        return self.name == "R"
+
+    def size(self, sizes: Mapping[str, int]) -> int:
+        """`sizes`: of T, S, L and P. KeyError for a dim that it does not know."""
+        return sizes["T" if self.ragged else self.name] * self.times + self.plus
 
     def _no_arithmetic(self, *_: object) -> int:
         raise CompileError(
@@ -75,6 +92,10 @@ GROUP_KINDS = {
     "qkv, then in order of use q's norm, table, positions, k's norm, state, slots -> q, state",
     "attention": "attention [, cast]: q, state, batch arrays -> [T,Hq*D]",
     "gather_rows": "gather_rows: x[T,H], logit_rows -> [L,H]",
+    "route": "route: logits[T,E] (, bias) -> ids[T,k], weights[T,k]",
+    "sort_routes": "sort_routes: ids[T,k], numbers[E] -> order[R], counts[E]",
+    "experts": "[dispatch,] expert_linear [, swiglu] [, cast] [, combine]: x[T,K] and order, or rows[R,K]; "
+    "counts, weight[E,N,K] (, order, weights) -> [R,N] or [T,N]",
     "elementwise": "a tree of elementwise ops (OpDef.elementwise) of one number of elements a row, whose "
     "leaves may be a split of the last dim (one part is read), or a concat of it: inputs -> one output",
     # What is left where qkv_write does not match (slower, still right):

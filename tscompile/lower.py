@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from tscompile.errors import CompileError
-from tscompile.ir import Attr, Sym, Value
-from tscompile.nn import PagedAttention, RotaryEmbedding
+from tscompile.ir import Attr, Sym, Value, Weight
+from tscompile.nn import Experts, PagedAttention, RotaryEmbedding, Routing
 from tscompile.ops.base import text_of
 from tscompile.ops.layout import reshape_attr
-from tscompile.recipe import RopeTable
+from tscompile.recipe import Arange, Checkpoint, Origin, RopeTable, Slice, Stack
 
 if TYPE_CHECKING:
     from tscompile.capture import Builder
@@ -71,6 +71,50 @@ def attention_module(b: Builder, module: PagedAttention, q: Value, k: Value, v: 
     arrays = [b.batch_array(name) for name in ("positions", "query_start", "context_len", "page_table")]
     attrs = {**page_size, "scale": float(module.scale), "window": module.window}
     return b.emit("attention", [q, written, *arrays], attrs, name="out")[0]
+
+
+def routing_module(b: Builder, module: Routing, logits: Value, bias: Value | None = None) -> list[Value]:
+    attrs: dict[str, Attr] = {
+        "k": module.k,
+        "scores": module.scores,
+        "normalize": module.normalize,
+        "scale": float(module.scale),
+        "groups": module.num_groups,
+        "kept": module.num_kept_groups,
+    }
+    return b.emit("route", [logits] if bias is None else [logits, bias], attrs, name="ids")
+
+
+def experts_module(b: Builder, module: Experts, x: Value, ids: Value, weights: Value) -> Value:
+    gate, up, down = (expert_weight(b, module, name) for name in ("gate_proj", "up_proj", "down_proj"))
+    num_experts, num_chosen = module.num_experts, ids.shape[-1]
+    if not isinstance(num_chosen, int) or weights.shape != ids.shape:
+        raise CompileError(
+            f"Experts: ids are {text_of(ids.shape)} and weights {text_of(weights.shape)}, wanted [T, k] both"
+        )
+    numbers = b.weight("expert_numbers", (num_experts,), Arange(num_experts))
+    order, counts = b.emit("sort_routes", [ids, numbers], name="order")
+    rows = b.emit("dispatch", [x, order], {"k": num_chosen}, name="rows")[0]
+    gated = b.emit("silu", b.emit("expert_linear", [rows, counts, gate], name="gate"), name="gated")[0]
+    inner = b.emit("mul", [gated, *b.emit("expert_linear", [rows, counts, up], name="up")], name="inner")[0]
+    out = b.emit("expert_linear", [inner, counts, down], name="down")[0]
+    return b.emit("combine", [out, order, weights], name="out")[0]
+
+
+def expert_weight(b: Builder, module: Experts, name: str) -> Weight:
+    """[E, N, K], from each expert's tensor, or from one that holds them all."""
+    parameter = module._parameters[name]
+    assert parameter is not None
+    full = b.parameter_names[id(parameter)]
+    path = full.removesuffix(name)
+    count, rows, depth = parameter.shape
+    apart = Stack(tuple(Checkpoint(f"{path}{expert}.{name}.weight") for expert in range(count)))
+    together = Origin(Checkpoint(full), (count, rows, depth))
+    if name != "down_proj":
+        start = 0 if name == "gate_proj" else rows
+        both = Slice(Checkpoint(f"{path}gate_up_proj"), 1, start, start + rows)
+        together = Origin(both, (count, 2 * rows, depth))
+    return b.weight_from(full, parameter.shape, (Origin(apart, (rows, depth)), together))
 
 
 # --- functions and methods ---
@@ -288,6 +332,8 @@ MODULES: dict[type, Callable[..., Any]] = {
     nn.Identity: lambda b, module, x: x,
     RotaryEmbedding: rotary_module,
     PagedAttention: attention_module,
+    Routing: routing_module,
+    Experts: experts_module,
 }
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.linear: linear,

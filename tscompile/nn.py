@@ -9,13 +9,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from tscompile.config import Config
 from tscompile.errors import CompileError
 from tscompile.placement import Partial, Placement, Replicate, Shard
 
-__all__ = ["Config", "PagedAttention", "Partial", "Replicate", "RotaryEmbedding", "Shard", "placements"]
+__all__ = [
+    "Config",
+    "Experts",
+    "PagedAttention",
+    "Partial",
+    "Replicate",
+    "RotaryEmbedding",
+    "Routing",
+    "Shard",
+    "placements",
+]
 
 Module = TypeVar("Module", bound=type[nn.Module])
 
@@ -57,6 +68,53 @@ class PagedAttention(nn.Module):
         """q [T, num_heads, head_dim], k and v [T, num_kv_heads, head_dim], written to the cache -> [T,
         num_heads, head_dim]."""
         raise CompileError("PagedAttention runs only inside a model that tscompile captures")
+
+
+class Routing(nn.Module):
+    """Chooses the k experts of each token by their scores, best first, ties to the lower number."""
+
+    def __init__(
+        self,
+        k: int,
+        *,
+        scores: str = "softmax",
+        normalize: bool = False,
+        scale: float = 1.0,
+        num_groups: int = 1,
+        num_kept_groups: int = 1,
+    ) -> None:
+        """scores: "softmax" or "sigmoid" of the router's logits. normalize: the k weights are divided by
+        their sum. scale: and multiplied by this. num_groups: the experts are as many equal groups, and only
+        the num_kept_groups whose two best sum highest take part."""
+        super().__init__()
+        self.k, self.scores, self.normalize, self.scale = k, scores, normalize, scale
+        self.num_groups, self.num_kept_groups = num_groups, num_kept_groups
+
+    def forward(self, logits: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """logits [T, num_experts] -> ids [T, k], weights [T, k]. bias [num_experts] is added to the scores
+        that choose, not to those that weigh."""
+        raise CompileError("Routing runs only inside a model that tscompile captures")
+
+
+class Experts(nn.Module):
+    """SwiGLU MLPs, of which each token takes those that it is routed to: the sum over its experts of weight *
+    down(silu(gate(x)) * up(x)).
+
+    The checkpoint has each expert's tensors apart, `experts.0.gate_proj.weight [intermediate_size,
+    hidden_size]`, or all of them stacked, `experts.gate_up_proj [num_experts, 2 * intermediate_size,
+    hidden_size]` (gate above up) and `experts.down_proj`; a model file's checkpoint_name is given either."""
+
+    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.gate_proj = nn.Parameter(torch.empty(num_experts, intermediate_size, hidden_size))
+        self.up_proj = nn.Parameter(torch.empty(num_experts, intermediate_size, hidden_size))
+        self.down_proj = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))
+
+    def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        """x [T, hidden_size], and of each token the ids and weights [T, k] of its experts, as Routing gives
+        them -> [T, hidden_size]."""
+        raise CompileError("Experts runs only inside a model that tscompile captures")
 
 
 @dataclass(frozen=True)

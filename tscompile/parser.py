@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tscompile.errors import Source
 from tscompile.ir import DTYPES, Dim, Graph, Group, Op, Sym, Value, Weight
 from tscompile.mesh import Mesh
 from tscompile.placement import Placement, Replicate, parse_placement
-from tscompile.recipe import Checkpoint, Concat, Interleave, Pad, Recipe, Repeat, RopeTable, ShardOf, Slice
+from tscompile.recipe import (
+    Arange,
+    Checkpoint,
+    Concat,
+    Interleave,
+    Pad,
+    Recipe,
+    Repeat,
+    RopeTable,
+    ShardOf,
+    Slice,
+    Stack,
+)
 
 _TOKEN = re.compile(
     r"""(?P<space>[ \t]+)|(?P<newline>\n)|\#[ ](?P<source>[^\n]*:\d+)|(?P<string>"(?:[^"\\\n]|\\.)*")
-    |(?P<number>-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![A-Za-z_]))|(?P<name>[A-Za-z_][A-Za-z0-9_.\-]*)|(?P<mark>[%@(){}\[\]:,;=+])""",
+    |(?P<number>-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![A-Za-z_]))|(?P<name>[A-Za-z_][A-Za-z0-9_.\-]*)|(?P<mark>[%@(){}\[\]:,;=+*])""",
     re.VERBOSE,
 )
 
@@ -173,7 +186,8 @@ class _Parser:
         if self.next.kind == "number":
             return self.integer()
         name = self.take("name")
-        return Sym(name, self.integer() if self.accept("+") else 0)
+        times = self.integer() if self.accept("*") else 1
+        return Sym(name, self.integer() if self.accept("+") else 0, times)
 
     def placements(self) -> dict[str, Placement]:
         found: dict[str, Placement] = {}
@@ -235,7 +249,7 @@ class _Parser:
             self.accept(",")
         return tuple(items)
 
-    def recipe(self) -> Recipe:  # noqa: PLR0911 (one a kind)
+    def recipe(self) -> Recipe:
         kind = self.take("name")
         self.take("mark", "(")
         if kind == "checkpoint":
@@ -248,19 +262,17 @@ class _Parser:
             self.accept(",")
         attrs = self.attrs()
         self.take("mark", ")")
-        match kind:
-            case "concat":
-                return Concat(tuple(parts), **attrs)
-            case "interleave":
-                return Interleave(tuple(parts), **attrs)
-            case "slice":
-                return Slice(parts[0], **attrs)
-            case "shard":
-                return ShardOf(parts[0], **attrs)
-            case "pad":
-                return Pad(parts[0], **attrs)
-            case "repeat":
-                return Repeat(parts[0], **attrs)
-            case "rope_table":
-                return RopeTable(**attrs)
+        makers: dict[str, Callable[[], Recipe]] = {
+            "concat": lambda: Concat(tuple(parts), **attrs),
+            "interleave": lambda: Interleave(tuple(parts), **attrs),
+            "stack": lambda: Stack(tuple(parts)),
+            "slice": lambda: Slice(parts[0], **attrs),
+            "shard": lambda: ShardOf(parts[0], **attrs),
+            "pad": lambda: Pad(parts[0], **attrs),
+            "repeat": lambda: Repeat(parts[0], **attrs),
+            "rope_table": lambda: RopeTable(**attrs),
+            "arange": lambda: Arange(**attrs),
+        }
+        if kind in makers:
+            return makers[kind]()
         raise ParseError(f"line {self.next.line}: no recipe {kind!r}")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tscompile.ir import Op, Value
+from tscompile.ir import Op, Sym, Value
 from tscompile.ops import lookup
 from tscompile.ops.base import elements, num_bytes
 from tscompile.placement import Partial, Placement, Replicate, Shard
@@ -48,7 +48,10 @@ class Prices:
         if source == target:
             return 0.0
         size = elements(value.shape, dict(self.sizes)) * 4 / self.link_bytes_per_s * (ranks - 1) / ranks
+        sharded = [p.dim for p in (source, target) if isinstance(p, Shard)]
         match source, target:
+            case _ if any(isinstance(value.shape[dim], Sym) for dim in sharded):
+                pass  # no collective knows which rank owns which of the rows
             case Replicate(), Shard():
                 return 0.0
             case Partial(), Replicate():

@@ -26,7 +26,19 @@ from collections.abc import Sequence
 from tscompile.ir import Graph, Group, Op, Value
 from tscompile.mesh import Mesh
 from tscompile.placement import Replicate
-from tscompile.recipe import Checkpoint, Concat, Interleave, Pad, Recipe, Repeat, RopeTable, ShardOf, Slice
+from tscompile.recipe import (
+    Arange,
+    Checkpoint,
+    Concat,
+    Interleave,
+    Pad,
+    Recipe,
+    Repeat,
+    RopeTable,
+    ShardOf,
+    Slice,
+    Stack,
+)
 
 
 def print_graph(graph: Graph) -> str:
@@ -64,25 +76,30 @@ def print_type(value: Value, mesh: Mesh) -> str:
     return f"{'state ' if value.state else ''}{value.dtype}[{dims}]{placed}"
 
 
-def print_recipe(recipe: Recipe) -> str:  # noqa: PLR0911 (one a kind)
+def print_recipe(recipe: Recipe) -> str:
     """E.g. `concat(checkpoint("a"), checkpoint("b"); dim=0)`."""
     match recipe:
         case Checkpoint(name):
-            return f"checkpoint({json.dumps(name)})"
+            text = f"checkpoint({json.dumps(name)})"
         case Concat(parts, dim):
-            return f"concat({_recipes(parts)}; dim={dim})"
-        case Interleave(parts, tile):
-            return f"interleave({_recipes(parts)}; tile={tile})"
+            text = f"concat({_recipes(parts)}; dim={dim})"
+        case Interleave(parts, tile, dim):
+            text = f"interleave({_recipes(parts)}; tile={tile}{f', dim={dim}' if dim else ''})"
+        case Stack(parts):
+            text = f"stack({_recipes(parts)})"
+        case Arange(count):
+            text = f"arange(; count={count})"
         case Slice(part, dim, start, stop):
-            return f"slice({print_recipe(part)}; dim={dim}, start={start}, stop={stop})"
+            text = f"slice({print_recipe(part)}; dim={dim}, start={start}, stop={stop})"
         case ShardOf(part, dim, axis):
-            return f"shard({print_recipe(part)}; dim={dim}, axis={json.dumps(axis)})"
+            text = f"shard({print_recipe(part)}; dim={dim}, axis={json.dumps(axis)})"
         case Pad(part, dim, size):
-            return f"pad({print_recipe(part)}; dim={dim}, size={size})"
+            text = f"pad({print_recipe(part)}; dim={dim}, size={size})"
         case Repeat(part, dim, pieces, times):
-            return f"repeat({print_recipe(part)}; dim={dim}, parts={pieces}, times={times})"
+            text = f"repeat({print_recipe(part)}; dim={dim}, parts={pieces}, times={times})"
         case RopeTable(rows, inv_freq, scaling):
-            return f"rope_table(; rows={rows}, inv_freq={_literal(inv_freq)}, scaling={_literal(scaling)})"
+            text = f"rope_table(; rows={rows}, inv_freq={_literal(inv_freq)}, scaling={_literal(scaling)})"
+    return text
 
 
 def _recipes(parts: Sequence[Recipe]) -> str:

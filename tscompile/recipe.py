@@ -3,8 +3,8 @@ them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 
@@ -25,11 +25,19 @@ class Concat:
 
 @dataclass(frozen=True)
 class Interleave:
-    """Parts of one shape [N, ...]: each padded with zero rows to a multiple of `tile`, then a tile of each in
+    """Parts of one shape, along `dim`: each padded with zeros to a multiple of `tile`, then a tile of each in
     turn."""
 
     parts: tuple[Recipe, ...]
     tile: int = 16
+    dim: int = 0
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Parts of one shape along a new first dim: one an expert."""
+
+    parts: tuple[Recipe, ...]
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,38 @@ class RopeTable:
     scaling: float = 1.0
 
 
-Recipe: TypeAlias = Checkpoint | Concat | Interleave | Slice | ShardOf | Pad | Repeat | RopeTable
+@dataclass(frozen=True)
+class Arange:
+    """f32 [count]: 0, 1, ... A rank's shard of it tells which experts are its own."""
+
+    count: int
+
+
+Recipe: TypeAlias = (
+    Checkpoint | Concat | Interleave | Stack | Slice | ShardOf | Pad | Repeat | RopeTable | Arange
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A way to make a weight of the checkpoint's tensors, each of `shape`. Capture takes the first whose
+    tensors are all there."""
+
+    recipe: Recipe
+    shape: tuple[int, ...]
+
+
+def renamed(recipe: Recipe, name: Callable[[str], str]) -> Recipe:
+    """`recipe` with the names of the checkpoint's tensors replaced."""
+    match recipe:
+        case Checkpoint(old):
+            return Checkpoint(name(old))
+        case Concat(parts) | Interleave(parts) | Stack(parts):
+            return replace(recipe, parts=tuple(renamed(part, name) for part in parts))
+        case Slice(part) | ShardOf(part) | Pad(part) | Repeat(part):
+            return replace(recipe, part=renamed(part, name))
+        case RopeTable() | Arange():
+            return recipe
 
 
 def checkpoint_names(recipe: Recipe) -> Iterator[str]:
@@ -90,10 +129,10 @@ def checkpoint_names(recipe: Recipe) -> Iterator[str]:
     match recipe:
         case Checkpoint(name):
             yield name
-        case Concat(parts) | Interleave(parts):
+        case Concat(parts) | Interleave(parts) | Stack(parts):
             for part in parts:
                 yield from checkpoint_names(part)
         case Slice(part) | ShardOf(part) | Pad(part) | Repeat(part):
             yield from checkpoint_names(part)
-        case RopeTable():
+        case RopeTable() | Arange():
             return

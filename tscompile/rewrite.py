@@ -67,12 +67,12 @@ class Rewriter:
             self.matcher.add(op)
 
     def merge_weights(self, name: str, recipe: Concat | Interleave, parts: Sequence[Value]) -> Weight:
-        """A weight made of the rows of `parts`, by `recipe`."""
-        rows = [part.shape[0] for part in parts if isinstance(part.shape[0], int)]
+        """A weight made of `parts`, by `recipe`."""
+        first, dim = parts[0], recipe.dim
+        sizes = [size for part in parts if isinstance(size := part.shape[dim], int)]
         if isinstance(recipe, Interleave):
-            rows = [-(-count // recipe.tile) * recipe.tile for count in rows]
-        first = parts[0]
-        shape = (sum(rows), *first.shape[1:])
+            sizes = [-(-size // recipe.tile) * recipe.tile for size in sizes]
+        shape = (*first.shape[:dim], sum(sizes), *first.shape[dim + 1 :])
         weight = Weight(self.fresh(name), shape, first.dtype, False, first.placement, recipe=recipe)
         self.graph.weights.append(weight)
         return weight

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tscompile.errors import CompileError, InternalError
-from tscompile.ir import Op, Weight
+from tscompile.ir import Op, Sym, Weight
 from tscompile.ops import Rule, lookup
 from tscompile.ops.base import text_of
 from tscompile.placement import Partial, Placement, Replicate, Shard, parse_placement
@@ -52,11 +52,11 @@ def strategies(op: Op, axis: str, ranks: int) -> list[Strategy]:
 
 def factor_sizes(op: Op, rule: Rule, factor: str) -> list[int]:
     """The sizes that ranks must divide to shard `factor`: [1] (so that none does) if a dim of it is
-    symbolic."""
+    symbolic; a ragged one divides as its experts do."""
     sizes = []
     for value, dims in zip([*op.inputs, *op.outputs], [*rule.inputs, *rule.outputs], strict=False):
         for dim, name in zip(value.shape, dims, strict=True):
-            if name == factor:
+            if name == factor and not (isinstance(dim, Sym) and dim.ragged):
                 sizes.append(rule.sizes.get(factor, dim) if isinstance(dim, int) else 1)
     return [size if isinstance(size, int) else 1 for size in sizes]
 

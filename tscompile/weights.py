@@ -13,7 +13,19 @@ from tscompile.errors import InternalError
 from tscompile.ir import Weight
 from tscompile.mesh import Mesh
 from tscompile.ops.elementwise import TORCH_DTYPES
-from tscompile.recipe import Checkpoint, Concat, Interleave, Pad, Recipe, Repeat, RopeTable, ShardOf, Slice
+from tscompile.recipe import (
+    Arange,
+    Checkpoint,
+    Concat,
+    Interleave,
+    Pad,
+    Recipe,
+    Repeat,
+    RopeTable,
+    ShardOf,
+    Slice,
+    Stack,
+)
 
 Read = Callable[[str], Tensor]  # the checkpoint's tensor of a name
 
@@ -35,7 +47,7 @@ def evaluate(
     return tensor
 
 
-def _evaluate(  # noqa: PLR0911 (one a kind)
+def _evaluate(
     recipe: Recipe, read: Read, dtype: torch.dtype, mesh: Mesh, coords: Mapping[str, int]
 ) -> Tensor:
     def part_of(part: Recipe) -> Tensor:
@@ -43,36 +55,42 @@ def _evaluate(  # noqa: PLR0911 (one a kind)
 
     match recipe:
         case Checkpoint(name):
-            return read(name).to(dtype)
+            made = read(name).to(dtype)
         case Concat(parts, dim):
-            return torch.cat([part_of(part) for part in parts], dim=dim)
-        case Interleave(parts, tile):
-            return interleave([part_of(part) for part in parts], tile)
+            made = torch.cat([part_of(part) for part in parts], dim=dim)
+        case Interleave(parts, tile, dim):
+            made = interleave([part_of(part) for part in parts], tile, dim)
+        case Stack(parts):
+            made = torch.stack([part_of(part) for part in parts])
+        case Arange(count):
+            made = torch.arange(count).to(dtype)
         case Slice(part, dim, start, stop):
-            return part_of(part).narrow(dim, start, stop - start)
+            made = part_of(part).narrow(dim, start, stop - start)
         case ShardOf(part, dim, axis):
-            return part_of(part).chunk(mesh.size(axis), dim=dim)[coords[axis]]
+            made = part_of(part).chunk(mesh.size(axis), dim=dim)[coords[axis]]
         case Pad(part, dim, size):
             tensor = part_of(part)
             shape = [*tensor.shape[:dim], size - tensor.shape[dim], *tensor.shape[dim + 1 :]]
-            return torch.cat([tensor, tensor.new_zeros(shape)], dim=dim)
+            made = torch.cat([tensor, tensor.new_zeros(shape)], dim=dim)
         case Repeat(part, dim, parts, times):
             pieces = part_of(part).chunk(parts, dim=dim)
-            return torch.cat([piece for piece in pieces for _ in range(times)], dim=dim)
+            made = torch.cat([piece for piece in pieces for _ in range(times)], dim=dim)
         case RopeTable():
-            return rope_table(recipe).to(dtype)
+            made = rope_table(recipe).to(dtype)
+    return made
 
 
-def interleave(parts: list[Tensor], tile: int) -> Tensor:
-    """Parts [N, ...] -> [len(parts) * N rounded up to `tile`, ...]: a tile of each in turn; rows past N are
-    zero."""
-    rows = parts[0].shape[0]
-    padding = -rows % tile
-    padded = [
-        torch.cat([part, part.new_zeros(padding, *part.shape[1:])]) if padding else part for part in parts
-    ]
-    tiles = [part.reshape(-1, tile, *part.shape[1:]) for part in padded]
-    return torch.stack(tiles, dim=1).reshape(-1, *parts[0].shape[1:])
+def interleave(parts: list[Tensor], tile: int, dim: int = 0) -> Tensor:
+    """Parts [..., N, ...] -> [..., len(parts) * N rounded up to `tile`, ...]: along `dim`, a tile of each in
+    turn; what is past N is zero."""
+    before, rows, after = parts[0].shape[:dim], parts[0].shape[dim], parts[0].shape[dim + 1 :]
+    tiles = []
+    for part in parts:
+        padded = part
+        if rows % tile:
+            padded = torch.cat([part, part.new_zeros(*before, -rows % tile, *after)], dim=dim)
+        tiles.append(padded.reshape(*before, -1, tile, *after))
+    return torch.stack(tiles, dim=dim + 1).reshape(*before, -1, *after)
 
 
 def rope_table(recipe: RopeTable) -> Tensor:

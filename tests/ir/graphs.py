@@ -10,7 +10,19 @@ from tscompile.ir import BATCH_ARRAYS, Attr, Graph, Group, Op, Value, Weight, un
 from tscompile.mesh import Mesh
 from tscompile.ops import ShapeError, lookup
 from tscompile.placement import Partial, Placement, Replicate, Shard
-from tscompile.recipe import Checkpoint, Concat, Interleave, Pad, Recipe, Repeat, RopeTable, ShardOf, Slice
+from tscompile.recipe import (
+    Arange,
+    Checkpoint,
+    Concat,
+    Interleave,
+    Pad,
+    Recipe,
+    Repeat,
+    RopeTable,
+    ShardOf,
+    Slice,
+    Stack,
+)
 
 UNARY = ("neg", "silu", "sigmoid", "relu", "gelu_tanh")
 
@@ -23,7 +35,9 @@ def random_recipe(rng: random.Random, depth: int = 0) -> Recipe:
     return rng.choice(
         [
             Concat(parts, rng.randint(0, 1)),
-            Interleave(parts, 16),
+            Interleave(parts, 16, rng.randint(0, 1)),
+            Stack(parts),
+            Arange(7),
             Slice(parts[0], 0, 3, 7),
             ShardOf(parts[0], 1, "tp"),
             Pad(parts[0], 0, 12),

@@ -21,6 +21,8 @@ from tscompile.sharding import Strategy, strategies
 
 SIZES = {"T": 6, "L": 3, "S": 2, "P": 2}
 T, L = Sym("T"), Sym("L")
+R = Sym("R", times=2)
+ROUTE = {"k": 3, "normalize": False, "scale": 2.5, "groups": 1, "kept": 1}
 ATTENTION = {"scale": 0.3, "window": 3, "page_size": 4}
 # kind -> (input shapes, attrs) for one or more cases; a shape that begins with "i32" or "state" is that kind
 # of value
@@ -60,8 +62,26 @@ CASES: dict[str, list[tuple[list[Any], dict[str, Attr]]]] = {
             {**ATTENTION},
         )
     ],
+    "route": [
+        ([(T, 12)], {**ROUTE, "scores": "softmax"}),
+        ([(T, 12), (12,)], {**ROUTE, "scores": "sigmoid", "normalize": True, "groups": 4, "kept": 2}),
+    ],
+    "sort_routes": [([("i32", T, 2), (4,)], {})],
+    "dispatch": [([(T, 8), ("i32", R)], {"k": 2})],
+    "expert_linear": [([(R, 8), ("i32", 4), (4, 12, 8)], {})],
+    "combine": [([(R, 8), ("i32", R), (T, 2)], {})],
     "boundary": [([(T, 8)], {"module": "m", "placements": ""})],
     "redistribute": [([(T, 8)], {"axis": "tp", "source": "R", "target": "R"})],
+}
+ORDER = torch.tensor([3, 8, 0, 11, 5, 2, 9, 10, 1, 7, 4, 6], dtype=torch.int32)
+ROUTED: dict[str, dict[int, torch.Tensor]] = {
+    "sort_routes": {
+        0: torch.tensor([[3, 1], [0, 2], [1, 0], [2, 3], [0, 1], [2, 3]], dtype=torch.int32),
+        1: torch.arange(4.0),
+    },
+    "dispatch": {1: ORDER},
+    "expert_linear": {1: torch.full((4,), 3, dtype=torch.int32)},
+    "combine": {1: ORDER},
 }
 ALL_CASES = [(kind, index) for kind, cases in CASES.items() for index in range(len(cases))]
 
@@ -78,7 +98,7 @@ def made(kind: str, index: int) -> tuple[Op, list[Any]]:
             marked and shape[0] == "state",
             shape[marked:],
         )
-        size = [SIZES[d.name] + d.plus if isinstance(d, Sym) else d for d in dims]
+        size = [d.size(SIZES) if isinstance(d, Sym) else d for d in dims]
         value = Value(f"in{i}", tuple(dims), dtype, state)
         if not state and not marked and not any(isinstance(d, Sym) for d in dims):
             value = Weight(f"in{i}", tuple(dims), dtype, recipe=Checkpoint("w"))
@@ -91,6 +111,8 @@ def made(kind: str, index: int) -> tuple[Op, list[Any]]:
     if kind == "attention":  # two sequences: three tokens each, the second with two before them
         arrays = [[0, 1, 2, 2, 3, 4], [0, 3, 6], [3, 5], [[1, 0], [3, 2]]]
         tensors[2:] = [torch.tensor(array, dtype=torch.int32) for array in arrays]
+    if kind in ROUTED:  # four experts, three of the twelve routes to each: shards of rows are of equal size
+        tensors = [ROUTED[kind].get(i, tensor) for i, tensor in enumerate(tensors)]
     types = lookup(kind).infer(values, attrs)
     outputs = [Value(f"out{i}", t.shape, t.dtype, t.state) for i, t in enumerate(types)]
     return Op(kind, values, outputs, dict(attrs)), tensors
@@ -111,7 +133,7 @@ def test_reference_gives_what_the_shape_rule_says(kind: str, index: int) -> None
     op, tensors = made(kind, index)
     for value, tensor in zip(op.outputs, run(op, tensors), strict=True):
         if not value.state:
-            size = [SIZES[d.name] + d.plus if isinstance(d, Sym) else d for d in value.shape]
+            size = [d.size(SIZES) if isinstance(d, Sym) else d for d in value.shape]
             assert list(tensor.shape) == size
             assert tensor.dtype == TORCH_DTYPES[value.dtype]
 
@@ -200,8 +222,9 @@ def shrunk(value: Value, place: Placement, ranks: int) -> Value:
     shape = list(value.shape)
     if isinstance(place, Shard):
         size = shape[place.dim]
-        assert isinstance(size, int)
-        shape[place.dim] = size // ranks
+        if not (isinstance(size, Sym) and size.ragged):
+            assert isinstance(size, int)
+            shape[place.dim] = size // ranks
     return Value(value.name, tuple(shape), value.dtype, value.state)
 
 
@@ -218,6 +241,15 @@ def test_kv_heads_go_with_their_query_heads() -> None:
     assert split.takes[:2] == (Shard(1), Shard(0))
     assert split.gives == (Shard(1),)
     assert not any(s.factor for s in strategies(op, "tp", 8))
+
+
+def test_rows_of_experts_go_with_their_experts() -> None:
+    """Ranks must divide the experts; who has which of the rows is settled by that."""
+    for ranks, factors in ((2, ["", "e", "k", "n", ""]), (4, ["", "e", "k", "n", ""]), (8, ["", "k", ""])):
+        found = strategies(made("expert_linear", 0)[0], "tp", ranks)
+        assert [s.factor for s in found] == factors
+    (own,) = (s for s in strategies(made("combine", 0)[0], "tp", 2) if s.factor == "e")
+    assert own == Strategy("e", (Shard(0), Shard(0), Replicate()), (Partial(),))
 
 
 def test_collectives_run_across_the_ranks_of_their_axis() -> None:

@@ -29,6 +29,24 @@ def test_line_breaks_mean_nothing() -> None:
     assert print_graph(parse(spread)).replace("  #", " #") == text
 
 
+def test_dims_of_routed_rows() -> None:
+    text = GOOD.replace("output %x", "").replace(
+        "}",
+        """  weight @numbers: f32[4] = arange(; count=4)
+  weight @router: f32[4, 4] = stack(checkpoint("a"), checkpoint("b"))
+  %s: f32[T, 4] = linear(%x, @router)
+  %i: i32[T, 2], %w2: f32[T, 2] = route(%s; groups=1, k=2, kept=1, normalize=false, scale=1.0,
+    scores="softmax")
+  %o: i32[R*2], %c: i32[4] = sort_routes(%i, @numbers)
+  output %o
+}""",
+    )
+    graph = parse(text)
+    verify(graph)
+    assert str(graph.outputs[0].shape[0]) == "R*2"
+    assert print_graph(parse(print_graph(graph))) == print_graph(graph)
+
+
 GOOD = """graph g mesh(tp=2) {
   input %token_ids: i32[T]
   weight @w: f32[4, 4] = checkpoint("w")

@@ -114,8 +114,8 @@ def test_unknown_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     )
     assert error_of(capsys, "build", tmp_path) == (
         f"{tmp_path}/config.json: architectures is ['OddForCausalLM']; known are LlamaForCausalLM, "
-        "MistralForCausalLM, Qwen3ForCausalLM. For another model write a model file and give it first: "
-        "tscompile build my_model.py --weights DIR"
+        "MistralForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM. For another model write a model file and "
+        "give it first: tscompile build my_model.py --weights DIR"
     )
 
 

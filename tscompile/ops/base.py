@@ -126,7 +126,7 @@ def register(definition: OpDef) -> None:
 
 
 def size_of(dim: Dim, sizes: Sizes) -> int:
-    return sizes[dim.name] + dim.plus if isinstance(dim, Sym) else dim
+    return dim.size(sizes) if isinstance(dim, Sym) else dim
 
 
 def elements(shape: Shape, sizes: Sizes) -> int:

@@ -116,9 +116,10 @@ def bytes_of(value: Value, most: dict[str, int]) -> int:
     rows = 1
     for dim in value.shape:
         if isinstance(dim, Sym):
-            if dim.name not in most:
-                raise InternalError(f"{value!r} has the dim {dim}, which no limit bounds")
-            rows *= most[dim.name] + dim.plus
+            try:
+                rows *= dim.size(most)
+            except KeyError:
+                raise InternalError(f"{value!r} has the dim {dim}, which no limit bounds") from None
     return rows * value.row_elements * DTYPES[value.dtype]
 
 

@@ -21,8 +21,7 @@ from tscompile.capture import Builder, capture
 from tscompile.checkpoint import DTYPES, Checkpoint
 from tscompile.config import Config
 from tscompile.errors import CompileError
-from tscompile.ir import Graph, Weight
-from tscompile.recipe import Checkpoint as FromCheckpoint
+from tscompile.recipe import Origin, checkpoint_names, renamed
 
 
 def run(build: Build) -> None:
@@ -35,12 +34,12 @@ def run(build: Build) -> None:
         name if name[:1].isalpha() else f"m{name}", build.mesh, options.model, options.page_size
     )
     build.graph = capture(model, builder)
-    _bind(build.graph, model, build.checkpoint, file, config)
+    _bind(builder, model, build.checkpoint, file, config)
     build.model = _info(build, config, file)
 
 
 def _bind(
-    graph: Graph, model: nn.Module, checkpoint: Checkpoint, file: models.ModelFile, config: Config
+    builder: Builder, model: nn.Module, checkpoint: Checkpoint, file: models.ModelFile, config: Config
 ) -> None:
     """Parameter names -> the checkpoint's names, each tensor found and of the right shape; none left over."""
     aliases: dict[int, list[str]] = {}
@@ -48,17 +47,26 @@ def _bind(
         with models.user_code(file.path):
             aliases.setdefault(id(parameter), []).append(file.checkpoint_name(name))
     by_name = {name: aliases[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+
+    def tensor(parameter: str) -> str:
+        """The checkpoint's tensor for a parameter; a name that it lacks if it has none."""
+        with models.user_code(file.path):
+            names = by_name.get(parameter) or [file.checkpoint_name(parameter)]
+        return next((name for name in names if name in checkpoint.tensors), names[0])
+
     used: set[str] = {name for names in aliases.values() for name in names}
-    missing = []
-    for weight in graph.weights:
-        if isinstance(weight.recipe, FromCheckpoint):
-            names = by_name[weight.recipe.name]
-            found = next((name for name in names if name in checkpoint.tensors), None)
-            if found is None:
-                missing.append(f"{names[0]} {list(weight.shape)}")
-                continue
-            weight.recipe = FromCheckpoint(found)
-            _check(weight, checkpoint, found, config)
+    missing: list[str] = []
+    for weight in builder.graph.weights:
+        found = [Origin(renamed(o.recipe, tensor), o.shape) for o in builder.origins.get(id(weight), ())]
+        lacks = [[n for n in checkpoint_names(o.recipe) if n not in checkpoint.tensors] for o in found]
+        if found and all(lacks):
+            missing += [f"{name} {list(found[0].shape)}" for name in lacks[0]]
+        elif found:
+            origin = found[lacks.index([])]
+            weight.recipe = origin.recipe
+            for name in checkpoint_names(origin.recipe):
+                used.add(name)
+                _check(name, origin.shape, checkpoint, config)
     extra = [
         str(info)
         for name, info in checkpoint.tensors.items()
@@ -79,16 +87,16 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(names[:5]) + more
 
 
-def _check(weight: Weight, checkpoint: Checkpoint, name: str, config: Config) -> None:
+def _check(name: str, shape: tuple[int, ...], checkpoint: Checkpoint, config: Config) -> None:
     info = checkpoint.tensors[name]
     if info.dtype not in DTYPES:
         raise CompileError(f"{info} in {info.file.name}: weights of {', '.join(DTYPES)} can be read")
-    if info.shape != weight.shape:
-        wrong = [dim for dim, found in zip(weight.shape, info.shape, strict=False) if dim != found]
-        why = "; ".join(filter(None, (config.describe(dim) for dim in wrong if isinstance(dim, int))))
+    if info.shape != shape:
+        wrong = [dim for dim, found in zip(shape, info.shape, strict=False) if dim != found]
+        why = "; ".join(filter(None, (config.describe(dim) for dim in wrong)))
         raise CompileError(
             f"{name} is {list(info.shape)} in {info.file.name}, but {config.where} makes it "
-            f"{list(weight.shape)}" + (f" ({why})" if why else "")
+            f"{list(shape)}" + (f" ({why})" if why else "")
         )
 
 

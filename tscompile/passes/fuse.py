@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from tscompile.build import Build, Receipt
 from tscompile.cut import Cut, Cutter
-from tscompile.ir import Op, Value, Weight
+from tscompile.ir import Op, Sym, Value, Weight
 from tscompile.match import Bind, Either, Found, Mismatch, Node, Parameter, Pattern, Through
 from tscompile.ops import lookup
 from tscompile.recipe import Concat, Interleave, Recipe
@@ -33,6 +33,16 @@ Q, K, V = projection("q"), projection("k"), projection("v")
 WRITE = Node("kv_write", (Bind("state"), Through(HEAD, K, "k"), Through(("cast",), V, "v")), name="write")
 QKV = Node("attention", (Through(HEAD, Q, "q"), WRITE))
 GATE_UP = Node("mul", (Node("silu", (projection("gate"),)), projection("up")), swap=True)
+
+
+def expert_projection(name: str) -> Pattern:
+    """expert_linear(rows, counts, weight)."""
+    return Node("expert_linear", (Bind("x"), Bind("counts"), Parameter(name)), name=f"{name}.linear")
+
+
+EXPERTS_GATE_UP = Node(
+    "mul", (Node("silu", (expert_projection("gate"),)), expert_projection("up")), swap=True
+)
 
 
 def is_bias(add: Op, value: Value) -> str:
@@ -71,6 +81,9 @@ CUTS = (
     Cut("rope", "rope", after=("cast",)),
     Cut("kv_write", "kv_write", before={1: ("cast",), 2: ("cast",)}),
     Cut("gather_rows", "gather_rows"),
+    Cut("route", "route"),
+    Cut("sort_routes", "sort_routes"),
+    Cut("experts", "expert_linear", before={0: ("dispatch",)}, after=("swiglu", "cast", "combine")),
 )
 
 
@@ -79,7 +92,7 @@ def run(build: Build) -> None:
     fuser = _Fuser(Rewriter(graph), build.receipts)
     fuser.gather_early()
     fuser.split_weights()
-    fuser.merge("gate_up_swiglu", "mul", GATE_UP, fuser.merge_gate_up)
+    fuser.merge("gate_up_swiglu", "mul", Either(EXPERTS_GATE_UP, GATE_UP), fuser.merge_gate_up)
     fuser.merge("qkv", "attention", QKV, fuser.merge_qkv)
     graph.ops = in_order(graph.ops)
     cutter = Cutter(graph, fuser.rewriter.names)
@@ -192,8 +205,9 @@ class _Fuser:
         path = common_path(op.name for op in linears)
         weight = self._joined(f"{path}{called}.weight", [found.values[name] for name in names], join)
         out = self.rewriter.like(linears[0].outputs[0], f"{path}{called}")
-        out.shape = (*out.shape[:-1], weight.shape[0])
-        ops = [Op("linear", [found.values["x"], weight], [out], {}, linears[0].source)]
+        out.shape = (*out.shape[:-1], weight.shape[-2])
+        inputs = [*linears[0].inputs[:-1], weight]
+        ops = [Op(linears[0].kind, inputs, [out], {}, linears[0].source)]
         if adds:
             bias = self._joined(
                 f"{path}{called}.bias", [found.values[f"{name}.bias"] for name in names], join
@@ -208,11 +222,12 @@ class _Fuser:
         return self.rewriter.merge_weights(name, join(tuple(recipes)), parts)
 
     def merge_gate_up(self, mul: Op, found: Found) -> None:
-        width = found.values["gate"].shape[0]
-        if not isinstance(width, int) or width != found.values["up"].shape[0]:
+        gate = found.values["gate"]
+        width, dim = gate.shape[-2], len(gate.shape) - 2
+        if not isinstance(width, int) or width != found.values["up"].shape[-2]:
             raise Mismatch("gate and up are of different widths")
         silu = [op for op in found.inside if op.kind == "silu"]
-        joined = self.merged(found, ("gate", "up"), "gate_up", lambda parts: Interleave(parts, TILE))
+        joined = self.merged(found, ("gate", "up"), "gate_up", lambda parts: Interleave(parts, TILE, dim))
         swiglu = Op("swiglu", [joined], mul.outputs, {"width": width, "tile": TILE}, mul.source)
         self.rewriter.replace(silu, mul, [swiglu])
 
@@ -236,14 +251,16 @@ class _Fuser:
 
 def _row_input(op: Op) -> int | None:
     """The input that `op` works on row by row, with one output: its first dim is the output's, and no other
-    input has it."""
+    input has it, or another that is symbolic."""
     rule = lookup(op.kind).factors(op.inputs, op.outputs, op.attrs)
     factor = rule.outputs[0][0]
     having = [i for i, dims in enumerate(rule.inputs) if factor in dims]
     if factor == "." or len(op.outputs) != 1 or len(having) != 1:
         return None
     index = having[0]
+    others = [dim for v in op.inputs if v is not op.inputs[index] for dim in v.shape]
     whole = rule.inputs[index][0] == factor and op.inputs[index].shape[0] == op.outputs[0].shape[0]
+    whole = whole and not any(isinstance(dim, Sym) for dim in others)
     return index if whole and op.inputs[index].dtype != "i32" else None
 
 

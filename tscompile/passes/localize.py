@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from tscompile.build import Build
 from tscompile.errors import InternalError
-from tscompile.ir import Graph, Op, Value, Weight
+from tscompile.ir import Graph, Op, Sym, Value, Weight
 from tscompile.ops import lookup
 from tscompile.placement import Shard
 from tscompile.recipe import ShardOf
@@ -47,6 +47,8 @@ def _shrink(graph: Graph, value: Value) -> None:
         if not isinstance(placement, Shard):
             continue
         dim = value.shape[placement.dim]
+        if isinstance(dim, Sym) and dim.ragged:
+            continue
         if not isinstance(dim, int) or dim % ranks:
             raise InternalError(f"{value!r}: {axis}={ranks} does not divide dim {placement.dim}, {dim}")
         value.shape = (*value.shape[: placement.dim], dim // ranks, *value.shape[placement.dim + 1 :])

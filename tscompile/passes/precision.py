@@ -25,7 +25,7 @@ def run(build: Build) -> None:
     for op in graph.ops:
         definition = lookup(op.kind)
         for index, value in enumerate(op.inputs):
-            if definition.slot(index).dtype != "storage":
+            if definition.slot(index).dtype != "storage" or value.dtype == dtype:
                 continue
             if id(value) not in stored:
                 if isinstance(value, Weight):

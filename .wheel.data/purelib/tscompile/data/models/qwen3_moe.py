@@ -1,0 +1,1 @@
+../../../../../models/qwen3_moe.py
