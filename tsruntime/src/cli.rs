@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use tsruntime_agent::AgentArgs;
+
 use crate::engine;
 use crate::model::LoadOptions;
 
@@ -32,13 +34,24 @@ pub enum Command {
     /// Generate text from one prompt, or from a JSON object a line of standard input.
     Generate(GenerateArgs),
     /// Measure prefill and decode speed, and how soon the first token comes.
-    Bench(BenchArgs),
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+    Bench {
+        #[command(subcommand)]
+        load: Option<Load>,
+        #[command(flatten)]
+        plan: Option<BenchArgs>,
+    },
     /// Compile and try tokenizers and chat templates.
     #[command(disable_help_flag = true)]
     Text {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Load {
+    Agent(AgentArgs),
 }
 
 #[derive(Debug, Args)]
@@ -215,7 +228,8 @@ pub struct GenerateArgs {
 const BENCH_EXAMPLES: &str = "\
 Examples:
   tsruntime bench plan.tsp --prompt 512 --decode 64 --batch 1
-  tsruntime bench plan.tsp --prompt 128 --decode 32 --batch 16 --threads 2 --json";
+  tsruntime bench plan.tsp --prompt 128 --decode 32 --batch 16 --threads 2 --json
+  tsruntime bench agent --help";
 
 #[derive(Debug, Args)]
 #[command(after_help = BENCH_EXAMPLES)]

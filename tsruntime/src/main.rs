@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use clap::Parser;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, Load};
 use error::{Failure, say};
 
 fn main() -> ExitCode {
@@ -28,7 +28,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(arguments) => commands::run(arguments, started),
         Command::Generate(arguments) => commands::generate(&arguments, started),
-        Command::Bench(arguments) => commands::bench(&arguments, started),
+        Command::Bench { load: Some(Load::Agent(arguments)), .. } => commands::agent(&arguments),
+        Command::Bench { plan, .. } => commands::bench(&plan.expect("clap demands a plan, or a load"), started),
         Command::Text { arguments } => return tsruntime_text::command(&arguments, &["text"]),
     };
     match result {

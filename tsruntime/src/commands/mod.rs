@@ -9,6 +9,8 @@ use std::time::Instant;
 pub use bench::bench;
 pub use generate::generate;
 
+use tsruntime_agent::{AgentArgs, AgentError};
+
 use crate::cli::RunArgs;
 use crate::error::{Exit, Failure};
 use crate::model::LoadOptions;
@@ -35,6 +37,14 @@ pub fn run(arguments: RunArgs, started: Instant) -> Result<(), Failure> {
         },
         started,
     )
+}
+
+/// `tsruntime bench agent`.
+pub fn agent(arguments: &AgentArgs) -> Result<(), Failure> {
+    tsruntime_agent::run(arguments).map_err(|error| {
+        let exit = if matches!(error, AgentError::Usage(_)) { Exit::Usage } else { Exit::Failed };
+        Failure::new(exit, error.to_string())
+    })
 }
 
 /// Runs a command's asynchronous part on this thread.
