@@ -28,7 +28,7 @@ def assemble(build: Build, progress: plan.Progress = lambda done, total: None) -
     """Writes build.options.out. CompileError if the file system refuses; nothing is left then."""
     if build.model is None or not isinstance(build.weights, Packed) or not build.targets:
         raise InternalError("assemble before capture, select and pack")
-    entries = [packed.entry() for packed in build.weights.weights.values()]
+    entries = build.weights.entries()
     for target in build.targets.values():
         entries.append(plan.blob(f"tsp/program/{target.target}", canonical.dumps(target.program)))
         entries.append(plan.blob(f"tsp/kernels/{target.target}", target.library))

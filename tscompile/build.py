@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tscompile.ir import Graph
+from tscompile.ir import Graph, Group
 from tscompile.mesh import Mesh
 
 if TYPE_CHECKING:
@@ -68,9 +68,10 @@ class TargetBuild:
     """What the passes from `select` on make for one target."""
 
     target: str
-    symbols: dict[str, str] = field(
-        default_factory=dict
-    )  # by `select`: a group's name -> its kernel's symbol
+    # by `select`: the launches: the graph's groups, those that this target runs in several launches cut up
+    steps: list[Group] = field(default_factory=list)
+    # by `select`: a step's name -> its kernel's symbol; a collective has none
+    symbols: dict[str, str] = field(default_factory=dict)
     layouts: dict[str, str] = field(default_factory=dict)  # by `select`: a weight's name -> "rows" or "tiles"
     kernels: Any = (
         None  # by `select`, for `emit`: the kernel descriptions and configurations (tscompile/kernels)

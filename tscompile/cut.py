@@ -16,7 +16,8 @@ class Cut:
     """A group: the anchor op, ops that may stand before each of its inputs (nearest first) or after it (in
     order), each at most once. Reshapes between them belong to it. when: kind -> a test that says why an op
     does not belong. shared: kinds whose value others may read too; the group gives it. receipt: (pattern,
-    kind): each anchor gets one, matched if it has that kind."""
+    kind): each anchor gets one, matched if it has that kind. required: an anchor without that kind is left to
+    later cuts, and nothing is tried in a graph that has no op of it."""
 
     group: str
     anchor: str
@@ -25,6 +26,7 @@ class Cut:
     when: dict[str, Callable[[Op, Value], str]] = field(default_factory=dict)
     shared: tuple[str, ...] = ()
     receipt: tuple[str, str] = ("", "")
+    required: bool = False
 
 
 class Cutter:
@@ -44,36 +46,47 @@ class Cutter:
     def cut(self, cut: Cut) -> Iterator[tuple[Op, str]]:
         """Groups around every anchor. Yields (anchor, why the receipt's kind was not found, or nothing) for
         cuts with a receipt."""
+        pattern, wanted = cut.receipt
+        if cut.required and not any(op.kind == wanted for op in self.graph.ops):
+            return
         for op in self.graph.ops:
             if op.kind != cut.anchor or id(op) in self.owned:
                 continue
             members, reasons = [op], dict[str, str]()
             for index, kinds in cut.before.items():
-                members = self._before(cut, op.inputs[index], kinds, reasons) + members
+                members = self._before(cut, [op.inputs[index]], kinds, reasons) + members
             members += self._after(cut, op.outputs[0], reasons)
-            self.group(cut.group, members)
-            pattern, wanted = cut.receipt
+            found = any(member.kind == wanted for member in members)
+            if found or not cut.required:
+                self.group(cut.group, members)
             if pattern:
-                found = any(member.kind == wanted for member in members)
                 yield op, "" if found else reasons.get(wanted, f"no {wanted} beside it")
 
-    def _before(self, cut: Cut, value: Value, kinds: Sequence[str], reasons: dict[str, str]) -> list[Op]:
+    def _before(
+        self, cut: Cut, values: Sequence[Value], kinds: Sequence[str], reasons: dict[str, str]
+    ) -> list[Op]:
+        """values: what may come from an op of the nearest kind; then the inputs of what was taken."""
         taken: list[Op] = []
         for kind in kinds:
-            op, reshapes = self.matcher.producers.get(id(value)), list[Op]()
-            while op is not None and op.kind == "reshape" and self.matcher.single(value):
-                reshapes.append(op)
-                value = op.inputs[0]
-                op = self.matcher.producers.get(id(value))
-            reason = self._refusal(cut, kind, op, value)
-            if not reason and kind not in cut.shared and not self.matcher.single(value):
-                reason = f"{value!r} has other readers"
-            if reason or op is None:
-                reasons[kind] = reason
-                continue
-            taken = [op, *reshapes[::-1], *taken]
-            value = op.inputs[0]
+            for value in values:
+                found, reason = self._above(cut, kind, value)
+                if found:
+                    taken, values = found + taken, found[0].inputs
+                    break
+                reasons.setdefault(kind, reason)
         return taken
+
+    def _above(self, cut: Cut, kind: str, value: Value) -> tuple[list[Op], str]:
+        """The op of `kind` that makes `value` and the reshapes after it, or nothing and why not."""
+        op, reshapes = self.matcher.producers.get(id(value)), list[Op]()
+        while op is not None and op.kind == "reshape" and self.matcher.single(value):
+            reshapes.append(op)
+            value = op.inputs[0]
+            op = self.matcher.producers.get(id(value))
+        reason = self._refusal(cut, kind, op, value)
+        if not reason and kind not in cut.shared and not self.matcher.single(value):
+            reason = f"{value!r} has other readers"
+        return ([op, *reshapes[::-1]], "") if op and not reason else ([], reason)
 
     def _after(self, cut: Cut, value: Value, reasons: dict[str, str]) -> list[Op]:
         taken: list[Op] = []

@@ -103,6 +103,8 @@ GROUP_KINDS = {
     "kv_write": "[cast k,] [cast v,] kv_write: k, v, state, slots, in order of use -> state",
     # Between ranks:
     "collective": "one collective of the registry: x -> x",
+    "all_reduce_rms_norm": "all_reduce, [add,] rms_norm [, cast]: partial (, x), weight -> (f32 x + sum "
+    "over the ranks,) normed",
 }
 
 

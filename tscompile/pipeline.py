@@ -14,7 +14,7 @@ from tscompile import check
 from tscompile.assemble import assemble
 from tscompile.build import Build, Options
 from tscompile.checkpoint import Checkpoint
-from tscompile.errors import CompileError, InternalError
+from tscompile.errors import InternalError
 from tscompile.mesh import Mesh
 from tscompile.printer import print_graph
 from tscompile.verify import verify
@@ -37,8 +37,8 @@ PASSES: tuple[tuple[str, str], ...] = (
     ("fuse", "every op is a group that becomes one kernel. Last that knows no target"),
     ("select", "build.targets: group -> kernel, and each weight's layout; before pack, which lays out"),
     ("emit", "build.targets[t].library: sources from templates, compiled, cached by content"),
-    ("pack", "build.weights: the plan's weights, laid out, and the steps that made them"),
-    ("arrange", "build.targets[t].program: buffers with offsets, launches"),
+    ("pack", "build.weights: the plan's weights, cut for the ranks, laid out, and the steps that made them"),
+    ("arrange", "build.targets[t].program: buffers with offsets, launches: of one rank, the same for all"),
     ("text", "build.text: tokenizer and chat template, compared with their references"),
 )
 ALL = tuple(name for name, _ in PASSES)
@@ -57,11 +57,6 @@ def compile_plan(options: Options, say: Progress) -> dict[str, Any]:
     if options.verify:
         say("verify: the fused graph against the captured one, on random tokens")
         summary["verify"] = check.verify_build(build)
-    if options.tp > 1:
-        raise CompileError(
-            f"--tp {options.tp}: the model was placed for {options.tp} ranks, but kernels and plans of more "
-            "than one rank cannot be made yet: build with --tp 1"
-        )
     run(build, ALL[len(UP_TO_FUSE) :], say)
     say(f"writing {options.out}")
     assemble(build, _every_tenth(say))

@@ -124,6 +124,19 @@ def renamed(recipe: Recipe, name: Callable[[str], str]) -> Recipe:
             return recipe
 
 
+def axes_of(recipe: Recipe) -> set[str]:
+    """The mesh axes over which `recipe` is sharded: ranks that differ along others get the same weight."""
+    match recipe:
+        case ShardOf(part, _, axis):
+            return {axis} | axes_of(part)
+        case Concat(parts) | Interleave(parts) | Stack(parts):
+            return set().union(*(axes_of(part) for part in parts))
+        case Slice(part) | Pad(part) | Repeat(part):
+            return axes_of(part)
+        case Checkpoint() | RopeTable() | Arange():
+            return set()
+
+
 def checkpoint_names(recipe: Recipe) -> Iterator[str]:
     """Names of the checkpoint's tensors that `recipe` reads, in order."""
     match recipe:

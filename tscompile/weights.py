@@ -1,5 +1,5 @@
-"""Executes weight recipes. A tensor is cast to the weight's dtype as it leaves the checkpoint, so merging
-never widens."""
+"""Executes weight recipes. A part is cast to the weight's dtype before it is merged, so merging never widens;
+and after it is cut, so that a rank's shard costs no more than itself."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def evaluate(
     InternalError if the recipe gives another shape: capture has checked the checkpoint against the model
     before."""
     mesh = mesh or Mesh()
-    tensor = _evaluate(weight.recipe, read, TORCH_DTYPES[weight.dtype], mesh, coords or mesh.coords(0))
+    dtype = TORCH_DTYPES[weight.dtype]
+    tensor = _evaluate(weight.recipe, read, dtype, mesh, coords or mesh.coords(0)).to(dtype)
     if tuple(tensor.shape) != weight.shape:
         raise InternalError(
             f"the recipe of @{weight.name} gives {list(tensor.shape)}, wanted {list(weight.shape)}"
@@ -50,24 +51,30 @@ def evaluate(
 def _evaluate(
     recipe: Recipe, read: Read, dtype: torch.dtype, mesh: Mesh, coords: Mapping[str, int]
 ) -> Tensor:
+    """The tensor, or a view of the checkpoint's, of `dtype` or as it lies there."""
+
     def part_of(part: Recipe) -> Tensor:
         return _evaluate(part, read, dtype, mesh, coords)
 
     match recipe:
         case Checkpoint(name):
-            made = read(name).to(dtype)
+            made = read(name)
         case Concat(parts, dim):
-            made = torch.cat([part_of(part) for part in parts], dim=dim)
+            made = torch.cat([part_of(part).to(dtype) for part in parts], dim=dim)
         case Interleave(parts, tile, dim):
-            made = interleave([part_of(part) for part in parts], tile, dim)
+            made = interleave([part_of(part).to(dtype) for part in parts], tile, dim)
         case Stack(parts):
-            made = torch.stack([part_of(part) for part in parts])
+            made = torch.stack([part_of(part).to(dtype) for part in parts])
         case Arange(count):
-            made = torch.arange(count).to(dtype)
+            made = torch.arange(count)
         case Slice(part, dim, start, stop):
             made = part_of(part).narrow(dim, start, stop - start)
         case ShardOf(part, dim, axis):
-            made = part_of(part).chunk(mesh.size(axis), dim=dim)[coords[axis]]
+            part = _sunk(part, mesh, coords)
+            if isinstance(part, Stack):
+                made = part_of(_sunk(ShardOf(part, dim, axis), mesh, coords))
+            else:
+                made = part_of(part).chunk(mesh.size(axis), dim=dim)[coords[axis]]
         case Pad(part, dim, size):
             tensor = part_of(part)
             shape = [*tensor.shape[:dim], size - tensor.shape[dim], *tensor.shape[dim + 1 :]]
@@ -76,8 +83,21 @@ def _evaluate(
             pieces = part_of(part).chunk(parts, dim=dim)
             made = torch.cat([piece for piece in pieces for _ in range(times)], dim=dim)
         case RopeTable():
-            made = rope_table(recipe).to(dtype)
+            made = rope_table(recipe)
     return made
+
+
+def _sunk(recipe: Recipe, mesh: Mesh, coords: Mapping[str, int]) -> Recipe:
+    """Shards of a stack as a stack of what the rank at `coords` has of it: the rest is never read."""
+    if not isinstance(recipe, ShardOf):
+        return recipe
+    match _sunk(recipe.part, mesh, coords):
+        case Stack(parts) if recipe.dim:
+            return Stack(tuple(ShardOf(part, recipe.dim - 1, recipe.axis) for part in parts))
+        case Stack(parts):
+            count = len(parts) // mesh.size(recipe.axis)
+            return Stack(parts[coords[recipe.axis] * count :][:count])
+    return recipe
 
 
 def interleave(parts: list[Tensor], tile: int, dim: int = 0) -> Tensor:

@@ -39,7 +39,11 @@ def after(before: str, run: Any, mesh: Mesh | None = None, **options: Any) -> Bu
 
 def check(name: str, graph: Graph, request: pytest.FixtureRequest) -> None:
     """The graph's text is golden/<name>.txt; with --update-golden it becomes so."""
-    path, text = FOLDER / f"{name}.txt", print_graph(graph)
+    check_lines(name, print_graph(graph).splitlines(), request)
+
+
+def check_lines(name: str, lines: list[str], request: pytest.FixtureRequest) -> None:
+    path, text = FOLDER / f"{name}.txt", "\n".join(lines) + "\n"
     if request.config.getoption("--update-golden"):
         path.write_text(text)
     assert text == path.read_text(), (

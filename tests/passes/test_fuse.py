@@ -64,6 +64,62 @@ def test_receipts() -> None:
     assert refused.source == "models/qwen3.py:69"
 
 
+def test_an_all_reduce_goes_into_the_norm_after_it() -> None:
+    """The receipts of two ranks; a residual stream that other ops read too stays a value."""
+    build = golden.after("localize", fuse.run)
+    tried = [r for r in build.receipts if "rms_norm" in r.pattern]
+    assert [(r.pattern, r.where, r.matched) for r in tried] == [
+        ("all_reduce_residual_rms_norm", "layers.0.input_layernorm.normed", False),
+        ("all_reduce_residual_rms_norm", "layers.0.post_attention_layernorm.normed", True),
+        ("all_reduce_residual_rms_norm", "norm.normed", True),
+        ("residual_rms_norm", "layers.0.input_layernorm.normed", False),
+    ]
+    assert tried[0].reason == "beside it, at %embed_tokens.out.tp-R, is all_gather, wanted all_reduce"
+    first, last = (group for group in build.graph.groups() if group.group == "all_reduce_rms_norm")
+    assert [op.kind for op in first.body] == ["all_reduce", "add", "rms_norm", "cast"]
+    assert [v.name for v in first.outputs] == ["layers.0.add", "layers.0.mlp.takes.bf16"]
+    assert [v.name for v in last.outputs] == ["norm.normed.bf16"]
+
+
+REDUCED = """graph g mesh(tp=2) {
+  input %token_ids: i32[T]
+  weight @e: f32[8, 8] = checkpoint("e")
+  weight @w: f32[8] = checkpoint("w")
+  %x: f32[T, 8] tp:P(sum) = embedding(%token_ids, @e; vocab_axis="")
+  %r: f32[T, 8] = all_reduce(%x; axis="tp", op="sum")
+  BODY
+  output %y
+}"""
+
+
+@pytest.mark.parametrize(
+    ("body", "groups"),
+    [
+        ("%y: f32[T, 8] = rms_norm(%r, @w; eps=1e-06)", ["embed", "all_reduce_rms_norm"]),
+        (
+            "%h: f32[T, 2, 4] = reshape(%r; shape=[-1, 2, 4]) "
+            "%f: f32[T, 8] = reshape(%h; shape=[-1, 8]) %y: f32[T, 8] = rms_norm(%f, @w; eps=1e-06)",
+            ["embed", "all_reduce_rms_norm"],
+        ),
+        # the other addend comes from the sum: a group of all would wait for itself
+        (
+            "%a: f32[T, 8] = relu(%r) %b: f32[T, 8] = add(%a, %r) %y: f32[T, 8] = rms_norm(%b, @w; eps=1e-06)",
+            ["embed", "collective", "elementwise", "rms_norm"],
+        ),
+        (
+            '%z: f32[T, 8] = all_reduce(%x; axis="tp", op="sum") %b: f32[T, 8] = add(%r, %z) '
+            "%y: f32[T, 8] = rms_norm(%b, @w; eps=1e-06)",
+            ["embed", "collective", "all_reduce_rms_norm"],
+        ),
+    ],
+)
+def test_what_becomes_of_an_all_reduce(body: str, groups: list[str]) -> None:
+    build = golden.build_of(parse(REDUCED.replace("BODY", body)))
+    fuse.run(build)
+    verify(build.graph)
+    assert [group.group for group in build.graph.groups()] == groups
+
+
 def test_only_wanted_rows_reach_the_head() -> None:
     head = one_rank().graph.groups()[-1]
     assert [op.kind for op in head.body] == ["gather_rows", "linear"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import golden
 import pytest
 
@@ -10,6 +12,8 @@ from tscompile.ir import Weight
 from tscompile.kernels.desc import Embed, Linear
 from tscompile.kernels.groups import describe, layouts_of
 from tscompile.kernels.host import best_target
+from tscompile.kernels.steps import COLLECTIVE, launch_fields, steps_of
+from tscompile.parser import parse
 from tscompile.passes import select
 
 
@@ -22,12 +26,82 @@ def test_golden(request: pytest.FixtureRequest) -> None:
         lines += [kernel.desc.text, f"  symbol {kernel.desc.symbol}"]
         lines += [f"  {name} {made.kernels[at].tiling}" for name, made in build.targets.items()]
     lines += [f"@{name} {layout}" for name, layout in build.targets["cpu-avx2"].layouts.items()]
-    path, text = golden.FOLDER / "select.txt", "\n".join(lines) + "\n"
-    if request.config.getoption("--update-golden"):
-        path.write_text(text)
-    assert text == path.read_text(), (
-        f"{path.name} differs; if the change is meant, run pytest --update-golden"
-    )
+    golden.check_lines("select", lines, request)
+
+
+def test_golden_of_two_ranks(request: pytest.FixtureRequest) -> None:
+    """A line a launch: its kernel, or what its collective moves. All ranks run them."""
+    build = golden.build_of(golden.read("fuse"), targets=("cpu-avx2",))
+    select.run(build)
+    made = build.targets["cpu-avx2"]
+    lines = [
+        json.dumps(launch_fields(step)) if step.group == COLLECTIVE else f"{step.name}: {kernel}"
+        for step in made.steps
+        for kernel in [made.symbols.get(step.name, "none")]
+    ]
+    golden.check_lines("select-two-ranks", lines, request)
+    assert set(made.symbols) == {step.name for step in made.steps if step.group != COLLECTIVE}
+
+
+def test_a_fused_collective_runs_as_two_launches() -> None:
+    graph = golden.read("fuse")
+    fused = [group for group in graph.groups() if group.group == "all_reduce_rms_norm"]
+    assert len(fused) == 2
+    for group in fused:
+        collective, norm = steps_of([group])
+        assert [op.kind for op in collective.body] == ["all_reduce"]
+        assert [op.kind for op in norm.body] == ["add", "rms_norm", "cast"]
+        assert collective.inputs == group.inputs[:1]
+        assert norm.outputs == group.outputs
+        assert collective.outputs[0] in norm.inputs
+        assert (collective.group, norm.group) == (COLLECTIVE, "rms_norm")
+
+
+ALL_TO_ALL = """graph g mesh(tp=4) {
+  input %token_ids: i32[T]
+  weight @e: f32[8, 8] = checkpoint("e")
+  %x: f32[T, 8] = group.embed(%token_ids, @e) {
+    %x: f32[T, 8] = embedding(%token_ids, @e; vocab_axis="")
+  }
+  %y: f32[T, 4, 8] = group.collective(%x) {
+    %h: f32[T, 4, 2] = reshape(%x; shape=[-1, 4, 2])
+    %y: f32[T, 4, 8] = all_gather(%h; axis="tp", dim=2, ranks=4)
+  }
+  %z: f32[T, 16, 2] = group.collective(%y) {
+    %z: f32[T, 16, 2] = all_to_all(%y; axis="tp", source=1, dim=2, ranks=4)
+  }
+  %s: f32[T, 4, 2] = group.collective(%z) {
+    %s: f32[T, 4, 2] = reduce_scatter(%z; axis="tp", op="max", dim=1, ranks=4)
+  }
+  output %s
+}"""
+
+
+def test_what_a_collective_moves() -> None:
+    """An all_to_all is gathered and cut until the engine has it."""
+    groups = parse(ALL_TO_ALL).groups()
+    steps = [step for step in steps_of(groups) if step.group == COLLECTIVE]
+    shared = {"axis": "tp", "dtype": "f32", "rows": "T"}
+    assert [launch_fields(step) for step in steps] == [
+        {**shared, "collective": "all_gather", "op": "y", "times": 4, "run": 2},
+        {**shared, "collective": "all_gather", "op": "z.whole", "times": 1, "run": 32},
+        {**shared, "collective": "slice", "op": "z", "times": 16, "run": 2},
+        {**shared, "collective": "reduce_scatter", "op": "s", "times": 1, "run": 8, "reduce": "max"},
+    ]
+    assert [v.name for v in steps[0].inputs] == ["x"]  # the reshape moves nothing
+    assert [str(dim) for dim in steps[1].outputs[0].shape] == ["T", "16", "8"]
+    assert steps[1].outputs == steps[2].inputs
+
+
+def test_collectives_that_the_engine_does_not_have() -> None:
+    graph = parse(ALL_TO_ALL)
+    tokens, rounded = graph.groups()[1], graph.groups()[3]
+    tokens.body[-1].attrs["dim"] = 0
+    with pytest.raises(InternalError, match=r"all_gather of \['T', '4', '2'\] along dim 0"):
+        launch_fields(tokens)
+    rounded.inputs[0].dtype = "bf16"
+    with pytest.raises(InternalError, match="reduce_scatter of bf16, wanted f32"):
+        launch_fields(rounded)
 
 
 def test_this_machines_best_by_default() -> None:

@@ -96,6 +96,8 @@ def build(folder: Path, targets: tuple[str, ...] = ("cpu-avx2", "cpu-amx"), **op
     )
     for target in targets:
         layouts = {"embed": "rows", "norm": "rows", "qkv": "tiles", "table": "rows", "gate_up": "tiles"}
-        symbols = {group.name: f"{group.group}_1234" for group in graph.groups()}
-        result.targets[target] = TargetBuild(target, symbols, layouts, library=b"\x7fELF", compiler="cc 1")
+        steps = graph.groups()
+        symbols = {step.name: f"{step.group}_1234" for step in steps}
+        made = TargetBuild(target, steps, symbols, layouts, library=b"\x7fELF", compiler="cc 1")
+        result.targets[target] = made
     return result

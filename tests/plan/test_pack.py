@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 from plan_graphs import build, tensors
 
-from tscompile.errors import CompileError
 from tscompile.layout import lay_back
 from tscompile.mesh import Mesh
 from tscompile.passes import pack
+from tscompile.recipe import Checkpoint, Interleave, ShardOf
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -30,7 +29,7 @@ def test_weights_are_cast_merged_and_laid_out(tmp_path: Path) -> None:
         assert tuple(stored.shape) == packed.stored_shape
         back = lay_back(packed.layout, stored, tuple(tensor.shape))
         assert torch.equal(bits(back), bits(tensor)), name
-    data = b"".join(bytes(piece) for piece in made.weights.weights["qkv"].entry().data())
+    data = b"".join(bytes(piece) for piece in made.weights.weights["qkv"].entries()[0].data())
     assert len(data) == made.weights.weights["qkv"].num_bytes == 96 * 32 * 2
 
 
@@ -78,8 +77,30 @@ def test_targets_share_what_they_can(tmp_path: Path) -> None:
     assert made.weights.find("cpu-avx2", embed).name == "embed:rows"
 
 
-def test_several_ranks_are_refused(tmp_path: Path) -> None:
+def test_a_sharded_weight_is_an_entry_a_coordinate(tmp_path: Path) -> None:
     made = build(tmp_path)
-    made.mesh = Mesh((("tp", 2),))
-    with pytest.raises(CompileError, match="plans of several ranks cannot be written yet"):
-        pack.run(made)
+    made.mesh = Mesh((("dp", 2), ("ep", 2), ("tp", 4)))
+    by_name = {weight.name: weight for weight in made.graph.weights}
+    by_name["qkv"].recipe, by_name["qkv"].shape = ShardOf(Checkpoint("q"), 0, "tp"), (8, 32)
+    whole = Interleave((ShardOf(Checkpoint("gate"), 0, "ep"), ShardOf(Checkpoint("up"), 0, "ep")))
+    by_name["gate_up"].recipe = ShardOf(whole, 1, "tp")
+    by_name["gate_up"].shape = (64, 8)
+    pack.run(made)
+    names = [entry.name for entry in made.weights.entries()]
+    qkv = [f"qkv@tp={i}" for i in range(4)]
+    gate_up = [f"gate_up@ep={i},tp={j}" for i in range(2) for j in range(4)]
+    assert names == ["embed", "norm", *qkv, "table", *gate_up]  # whole ones once
+    packed = made.weights.find("cpu-amx", by_name["gate_up"])
+    assert packed.argument() == {"weight": "gate_up", "bytes": 64 * 32 * 2, "axes": ["ep", "tp"]}
+    assert made.weights.find("cpu-amx", by_name["embed"]).argument() == {"weight": "embed", "bytes": 50 * 64}
+    given = tensors()
+    for coords in packed.shards:
+        back = lay_back("tiles", packed.make(coords), (64, 8)).view(2, 2, 16, 8)
+        for which, part in enumerate((given["gate"], given["up"])):
+            rows = part[20 * coords["ep"] :][:20, 8 * coords["tp"] :][:, :8].bfloat16()
+            padded = torch.cat([rows, torch.zeros(12, 8, dtype=torch.bfloat16)])
+            assert torch.equal(back[:, which].reshape(32, 8), padded), coords
+    report = {item["weight"]: item for item in made.weights.report()}
+    assert report["gate_up"]["axes"] == ["ep", "tp"]
+    assert report["norm"]["axes"] == []
+    assert report["qkv"]["steps"][2]["recipe"] == 'shard(checkpoint("q"); dim=0, axis="tp")'

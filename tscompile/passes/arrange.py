@@ -1,8 +1,9 @@
 """arrange: buffers get offsets, and the step becomes a list of launches.
 
-Takes the fused build.graph, build.targets[t].symbols and build.weights. Gives build.targets[t].program
-(ARCHITECTURE.md, "The program"). A value lives from the launch that makes it to the last that reads it;
-values whose lives do not touch may share memory. So a kernel's outputs never lie over its inputs.
+Takes the fused build.graph, build.targets[t].steps and symbols, and build.weights. Gives
+build.targets[t].program (ARCHITECTURE.md, "The program"), of one rank and the same for all. A value lives
+from the launch that makes it to the last that reads it; values whose lives do not touch may share memory. So
+a kernel's outputs never lie over its inputs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tscompile.build import Build, Options, TargetBuild
 from tscompile.errors import CompileError, InternalError
 from tscompile.ir import DTYPES, Graph, Group, Sym, Value, Weight
 from tscompile.kernels.desc import padded_head
+from tscompile.kernels.steps import COLLECTIVE, launch_fields
 from tscompile.layout import ALIGN, round_up
 from tscompile.passes.pack import Packed
 
@@ -43,10 +45,10 @@ class Life:
 def run(build: Build) -> None:
     assert build.model is not None
     limits = limits_of(build.options, build.model.max_context, build.model.vocab_size)
-    lives = lives_of(build.graph, limits)
-    arena_bytes = place(lives)
-    check(lives, arena_bytes)
     for target in build.targets.values():
+        lives = lives_of(target.steps, build.graph.outputs, limits)
+        arena_bytes = place(lives)
+        check(lives, arena_bytes)
         target.program = {
             "abi": LAUNCH_ABI,
             "target": target.target,
@@ -57,7 +59,7 @@ def run(build: Build) -> None:
                 "num_layers": len(build.graph.states),
                 "page_bytes": page_bytes(build.graph, limits["page_size"]),
             },
-            "launches": launches_of(build.graph, lives, target, build.weights),
+            "launches": launches_of(build.graph.states, lives, target, build.weights),
             "logits": logits_of(build.graph, lives),
         }
 
@@ -94,20 +96,20 @@ def page_bytes(graph: Graph, page_size: int) -> int:
     return max(sizes)
 
 
-def lives_of(graph: Graph, limits: dict[str, int]) -> list[Life]:
-    """A life for every value that a launch makes and another reads, in order of birth. Outputs of the graph
+def lives_of(steps: Sequence[Group], outputs: Sequence[Value], limits: dict[str, int]) -> list[Life]:
+    """A life for every value that a launch makes and another reads, in order of birth. The graph's outputs
     live to the end."""
     most = {"T": limits["max_tokens"], "S": limits["max_seqs"], "L": limits["max_seqs"]}
     lives: dict[int, Life] = {}
-    for index, group in enumerate(graph.groups()):
-        for value in group.inputs:
+    for index, step in enumerate(steps):
+        for value in step.inputs:
             if id(value) in lives:
                 lives[id(value)].last = index
-        for value in group.outputs:
+        for value in step.outputs:
             if not value.state:
                 lives[id(value)] = Life(value, bytes_of(value, most), index, index)
-    for value in graph.outputs:
-        lives[id(value)].last = len(graph.ops)
+    for value in outputs:
+        lives[id(value)].last = len(steps)
     return list(lives.values())
 
 
@@ -153,36 +155,39 @@ def check(lives: Sequence[Life], arena_bytes: int) -> None:
 
 
 def launches_of(
-    graph: Graph, lives: Sequence[Life], target: TargetBuild, packed: Packed
+    states: Sequence[Value], lives: Sequence[Life], target: TargetBuild, packed: Packed
 ) -> list[dict[str, Any]]:
+    """states: the graph's KV caches, layer by layer."""
     buffers = {id(life.value): index for index, life in enumerate(lives)}
-    layers = layers_of(graph)
+    layers = layers_of(states, target.steps)
 
-    def argument(group: Group, value: Value) -> dict[str, Any]:
+    def argument(step: Group, value: Value) -> dict[str, Any]:
         if isinstance(value, Weight):
-            entry = packed.find(target.target, value)
-            return {"weight": entry.name, "bytes": entry.num_bytes}
+            return packed.find(target.target, value).argument()
         if value.state:
             return {"kv": layers[id(value)]}
         if id(value) not in buffers:
-            raise InternalError(f"{group.name} takes {value!r}, which is no buffer, weight or KV state")
+            raise InternalError(f"{step.name} takes {value!r}, which is no buffer, weight or KV state")
         return {"buffer": buffers[id(value)]}
 
     launches = []
-    for group in graph.groups():
-        if group.name not in target.symbols:
-            raise InternalError(f"select gave {group.name} no kernel for {target.target}")
-        arguments = [argument(group, value) for value in group.launch_args()]
-        launches.append({"kernel": target.symbols[group.name], "op": group.name, "args": arguments})
+    for step in target.steps:
+        arguments = [argument(step, value) for value in step.launch_args()]
+        if step.group == COLLECTIVE:
+            launches.append({**launch_fields(step), "args": arguments})
+        elif step.name in target.symbols:
+            launches.append({"kernel": target.symbols[step.name], "op": step.name, "args": arguments})
+        else:
+            raise InternalError(f"select gave {step.name} no kernel for {target.target}")
     return launches
 
 
-def layers_of(graph: Graph) -> dict[int, int]:
+def layers_of(states: Sequence[Value], steps: Sequence[Group]) -> dict[int, int]:
     """id(state) -> its layer, for every state that the graph takes or an op gives."""
-    layers = {id(state): layer for layer, state in enumerate(graph.states)}
-    for group in graph.groups():
-        taken = next((layers[id(v)] for v in group.inputs if v.state), None)
-        layers.update({id(v): taken for v in group.outputs if v.state and taken is not None})
+    layers = {id(state): layer for layer, state in enumerate(states)}
+    for step in steps:
+        taken = next((layers[id(v)] for v in step.inputs if v.state), None)
+        layers.update({id(v): taken for v in step.outputs if v.state and taken is not None})
     return layers
 
 

@@ -68,6 +68,16 @@ CUTS = (
         when={"add": is_bias},
     ),
     Cut(
+        "all_reduce_rms_norm",
+        "rms_norm",
+        before={0: ("add", "all_reduce")},
+        after=("cast",),
+        when={"add": is_residual},
+        shared=("add",),
+        receipt=("all_reduce_residual_rms_norm", "all_reduce"),
+        required=True,
+    ),
+    Cut(
         "rms_norm",
         "rms_norm",
         before={0: ("add",)},

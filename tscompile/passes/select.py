@@ -1,6 +1,9 @@
 """select: for each target, each group's kernel and how it is tiled, and each weight's layout.
- Takes the fused build.graph and the options' targets (this machine's best if none is named). Gives
-build.targets: symbols, layouts, and kernels, a list of `Selected`, one a distinct description."""
+
+Takes the fused build.graph and the options' targets (this machine's best if none is named). Gives
+build.targets: steps, symbols, layouts, and kernels, a list of `Selected`, one a distinct description. All
+ranks run the same kernels.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from tscompile.kernels.desc import KernelDesc
 from tscompile.kernels.groups import describe, layouts_of
 from tscompile.kernels.host import best_target
 from tscompile.kernels.select import Tiling, choose
+from tscompile.kernels.steps import COLLECTIVE, steps_of
 from tscompile.kernels.target import find_target
 
 
@@ -23,15 +27,16 @@ class Selected:
 
 
 def run(build: Build) -> None:
-    groups = build.graph.groups()
-    layouts = layouts_of(groups)
-    descriptions = {group.name: describe(group, layouts) for group in groups}
+    steps = steps_of(build.graph.groups())
+    layouts = layouts_of(steps)
+    descriptions = {step.name: describe(step, layouts) for step in steps if step.group != COLLECTIVE}
     distinct = {desc.symbol: desc for desc in descriptions.values()}
     for name in build.options.targets or (best_target(),):
         target = find_target(name)
         build.targets[name] = TargetBuild(
             name,
-            symbols={group: desc.symbol for group, desc in descriptions.items()},
+            steps=steps,
+            symbols={step: desc.symbol for step, desc in descriptions.items()},
             layouts=dict(layouts),
             kernels=[Selected(desc, choose(desc, target)) for desc in distinct.values()],
         )
