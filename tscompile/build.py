@@ -101,4 +101,7 @@ class Build:
     text: dict[str, bytes] = field(
         default_factory=dict
     )  # text: entry name ("tsp/text/tokenizer", ...) -> bytes
+    verified: dict[str, Any] = field(
+        default_factory=lambda: {"verified": False}
+    )  # check, with --verify: the plan's "tsp/verify"
     notes: list[str] = field(default_factory=list)  # one line each, shown at the end of a build

@@ -4,52 +4,81 @@ tokens."""
 from __future__ import annotations
 
 import dataclasses
+import random
 from typing import Any
-
-import torch
 
 from tscompile.build import Build
 from tscompile.errors import InternalError
-from tscompile.interpret import Interpreter, Sequences
+from tscompile.interpret import Batch, Interpreter, Sequences
 from tscompile.mesh import Mesh
 from tscompile.passes import capture, precision, propagate, reshard
 
-TOLERANCE = {"f32": 1e-4, "bf16": 3e-2}  # relative to the largest logit: sums are taken in another order
-PROMPT, STEPS = 12, 3
+TOLERANCE = {"f32": "1e-4", "bf16": "3e-2"}  # relative to the largest logit: sums are taken in another order
+SEED, STEPS, NUM_PAGES = 0, 5, 16
 
 
-def verify_build(build: Build) -> dict[str, Any]:
-    """Compares logits of a prompt and some steps after it. The largest difference relative to the largest
-    logit, by the tolerance it was held to. InternalError if it is larger: a pass has changed the model."""
-    one = dataclasses.replace(build, mesh=Mesh(), receipts=[])
+def verify_build(build: Build) -> tuple[dict[str, Any], float]:
+    """Compares the logits of random steps: (what the plan keeps as "tsp/verify", the largest difference
+    relative to the largest logit). InternalError, which names the step and the rank, if it is beyond the
+    tolerance: a pass has changed the model."""
+    assert build.model is not None
+    one = dataclasses.replace(build, mesh=Mesh(), receipts=[], notes=[])
     for step in (capture, precision, propagate, reshard):
         step.run(one)
-    expected = _logits(one, Mesh())[0]
-    worst = 0.0
-    for logits in _logits(build, build.mesh):
-        found = logits[:, : expected.shape[1]]  # beyond it lies what pads the vocabulary
-        worst = max(worst, float((found - expected).abs().max() / expected.abs().max()))
-    tolerance = TOLERANCE[build.options.dtype]
-    if not worst <= tolerance:
-        raise InternalError(
-            f"--verify: logits differ by {worst:.1e} of the largest, wanted at most {tolerance:.0e}"
-        )
-    return {"max_difference": worst, "tolerance": tolerance, "ranks": build.mesh.num_ranks}
+    page_size, max_context = build.options.page_size, build.model.max_context
+    batches = random_steps(build.mesh.num_ranks, build.model.vocab_size, page_size, max_context)
+    num_slots = NUM_PAGES * page_size
+    expected = Interpreter(one.graph, build.checkpoint.read, num_slots)
+    found = Interpreter(build.graph, build.checkpoint.read, num_slots, build.mesh)
+    tolerance, worst = TOLERANCE[build.options.dtype], 0.0
+    for number, batch in enumerate(batches):
+        wanted = expected.run(batch)[0][0]  # [L, vocab_size]
+        scale = float(wanted.abs().max()) or 1.0
+        for rank, outputs in enumerate(found.run(batch)):
+            # a vocabulary that was padded for the ranks is wider
+            differs = float((outputs[0][:, : wanted.shape[1]] - wanted).abs().max()) / scale
+            if not differs <= float(tolerance):
+                raise InternalError(
+                    f"--verify: in step {number + 1} of {len(batches)}, {len(batch.token_ids)} tokens, "
+                    f"the logits of rank {rank} of {build.mesh} differ by {differs:.1e} of the largest, "
+                    f"wanted at most {tolerance}"
+                )
+            worst = max(worst, differs)
+    report = {
+        "verified": True,
+        "ranks": build.mesh.num_ranks,
+        "seed": SEED,
+        "steps": len(batches),
+        "tokens": sum(len(batch.token_ids) for batch in batches),
+        "logits": sum(len(batch.logit_rows) for batch in batches),
+        "tolerance": tolerance,
+    }
+    return report, worst
 
 
-def _logits(build: Build, mesh: Mesh) -> list[torch.Tensor]:
-    """Of a prompt and STEPS more tokens, [1 + STEPS, vocab], a tensor a rank."""
-    assert build.model is not None
-    page_size = build.options.page_size
-    num_slots = 4 * page_size
-    tokens = torch.randint(
-        build.model.vocab_size, (PROMPT + STEPS,), generator=torch.Generator().manual_seed(0)
-    ).tolist()
-    tokens = tokens[: build.model.max_context]
-    interpreter, sequences = (
-        Interpreter(build.graph, build.checkpoint.read, num_slots, mesh),
-        Sequences(page_size, num_slots),
-    )
-    chunks = [tokens[:PROMPT], *([token] for token in tokens[PROMPT:])]
-    steps = [interpreter.run(sequences.batch({"a": chunk})) for chunk in chunks]
-    return [torch.cat([step[rank][0] for step in steps]) for rank in range(mesh.num_ranks)]
+def random_steps(ranks: int, vocab_size: int, page_size: int, max_context: int) -> list[Batch]:
+    """Steps of three sequences that begin one after the other: prompts, chunks and single tokens mixed. No
+    step's number of tokens divides by the ranks."""
+    rng = random.Random(SEED)
+    sequences = Sequences(page_size, NUM_PAGES * page_size)
+    left = dict.fromkeys("abc", min(max_context, 4 * page_size))
+    batches = []
+    for step in range(STEPS):
+        counts = {}
+        for name in list(left)[: step + 1]:
+            # the newest brings a prompt, the others a token, or a chunk of their prompt
+            most = min(left[name], rng.choice((1, 1, 7)) if name in sequences.length else page_size + 9)
+            counts[name] = rng.randint(1, most) if most else 0
+        counts = {name: count for name, count in counts.items() if count}
+        while ranks > 1 and sum(counts.values()) % ranks == 0:
+            name = next((name for name in counts if counts[name] < left[name]), "")
+            if not name:
+                break
+            counts[name] += 1
+        if not counts:
+            break
+        for name, count in counts.items():
+            left[name] -= count
+        tokens = {name: [rng.randrange(vocab_size) for _ in range(n)] for name, n in counts.items()}
+        batches.append(sequences.batch(tokens))
+    return batches

@@ -4,8 +4,9 @@ plan."""
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def inspect(path: Path) -> dict[str, Any]:
     return {
         "bytes": plan.size,
         "schema": manifest["schema"],
+        "mesh": dict(manifest["mesh"]),
         "model": manifest["model"],
         "producer": manifest["producer"],
         "targets": [
@@ -37,9 +39,22 @@ def inspect(path: Path) -> dict[str, Any]:
             }
             for target in manifest["targets"]
         ],
-        "weights": [{**e, "steps": steps[e["name"]]} for e in entries if e["kind"] == "weight"],
+        "weights": [{**e, **shard_of(e["name"], steps)} for e in entries if e["kind"] == "weight"],
         "sections": [e for e in entries if e["kind"] != "weight"],
         "receipts": plan.json("tsp/receipts"),
+        "verify": plan.json("tsp/verify"),
+    }
+
+
+def shard_of(entry: str, steps: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an entry's name: its weight, its coordinates on the axes that the weight is sharded over, and the
+    steps that made it."""
+    weight, _, at = entry.partition("@")
+    pairs = [part.split("=") for part in at.split(",")] if at else []
+    return {
+        "weight": weight,
+        "coords": {axis: int(index) for axis, index in pairs},
+        "steps": steps[weight],
     }
 
 
@@ -76,16 +91,19 @@ def inspect_text(report: dict[str, Any]) -> str:
     """For people."""
     model, producer = report["model"], report["producer"]
     ends = ", ".join(map(str, model["eos_token_ids"])) or "none"
+    mesh = ", ".join(f"{axis}={size}" for axis, size in report["mesh"].items())
     lines = [
         f"model     {model['name']} ({model['architecture']}), {model['dtype']}, vocabulary "
         f"{model['vocab_size']:,}, context {model['max_context']:,}, end tokens {ends}",
+        f"ranks     {math.prod(report['mesh'].values())}: {mesh}",
         f"producer  tscompile {producer['tscompile']}, {producer['compiler']}",
         f"file      {size(report['bytes'])}, schema {report['schema']}; every hash was checked and is right",
+        f"verified  {verify_text(report['verify'])}",
     ]
     lines += [
         "",
         "weights",
-        *table(("name", "dtype", "stored shape", "bytes", "steps", "sha256"), weight_rows(report)),
+        *table(("name", "dtype", "stored shape", "bytes", "shards", "steps", "sha256"), weight_rows(report)),
     ]
     sections = ((e["name"], e["kind"], f"{e['bytes']:,}", e["sha256"][:16]) for e in report["sections"])
     lines += ["", "sections", *table(("name", "kind", "bytes", "sha256"), sections)]
@@ -115,11 +133,28 @@ def explain_text(report: dict[str, Any]) -> str:
     )
 
 
+def verify_text(verify: dict[str, Any]) -> str:
+    if not verify["verified"]:
+        return "no: it was built without --verify"
+    return (
+        f"at build: {verify['ranks']} ranks of the fused graph against one of the model as captured, "
+        f"{verify['steps']} steps, {verify['tokens']} tokens, {verify['logits']} rows of logits, within "
+        f"{verify['tolerance']} of the largest"
+    )
+
+
 def weight_rows(report: dict[str, Any]) -> Iterable[Sequence[str]]:
+    """A row a weight: shape and bytes are those of one shard, hashes those of each."""
+    shards: dict[str, list[dict[str, Any]]] = {}
     for entry in report["weights"]:
-        shape = " x ".join(map(str, entry["shape"]))
-        steps = " > ".join(step_text(step) for step in entry["steps"])
-        yield entry["name"], entry["dtype"], shape, f"{entry['bytes']:,}", steps, entry["sha256"][:16]
+        shards.setdefault(entry["weight"], []).append(entry)
+    for name, entries in shards.items():
+        first = entries[0]
+        shape = " x ".join(map(str, first["shape"]))
+        over = f"{len(entries)} over {', '.join(first['coords'])}" if first["coords"] else "whole"
+        steps = " > ".join(step_text(step) for step in first["steps"])
+        hashes = " ".join(entry["sha256"][:16] for entry in entries)
+        yield name, first["dtype"], shape, f"{first['bytes']:,}", over, steps, hashes
 
 
 def step_text(step: dict[str, Any]) -> str:
@@ -163,13 +198,27 @@ def target_lines(target: dict[str, Any]) -> list[str]:
     def text(argument: dict[str, Any]) -> str:
         if "buffer" in argument:
             return f"%{buffers[argument['buffer']]['name']}"
-        return f"@{argument['weight']}" if "weight" in argument else f"kv.{argument['kv']}"
+        if "kv" in argument:
+            return f"kv.{argument['kv']}"
+        return f"@{argument['weight']}" + "".join(f"@{axis}" for axis in argument.get("axes", ()))
 
     rows = (
-        (str(index), launch["kernel"], launch["op"], " ".join(text(argument) for argument in launch["args"]))
+        (
+            str(index),
+            launch.get("kernel") or collective_text(launch),
+            launch["op"],
+            " ".join(text(argument) for argument in launch["args"]),
+        )
         for index, launch in enumerate(target["launches"])
     )
-    return lines + table(("", "kernel", "op", "arguments"), rows)
+    return lines + table(("", "kernel or collective", "op", "arguments"), rows)
+
+
+def collective_text(launch: dict[str, Any]) -> str:
+    """E.g. "all_reduce sum over tp, f32[T, 1 x 4096]": rows, times x the run of one rank."""
+    kind = " ".join(filter(None, (launch["collective"], launch.get("reduce"))))
+    moved = f"{launch['dtype']}[{launch['rows']}, {launch['times']} x {launch['run']}]"
+    return f"{kind} over {launch['axis']}, {moved}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

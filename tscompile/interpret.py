@@ -20,6 +20,7 @@ from tscompile.ops import lookup
 from tscompile.ops.attention import KVCache
 from tscompile.ops.base import RankContext, ints
 from tscompile.ops.elementwise import TORCH_DTYPES
+from tscompile.recipe import axes_of
 from tscompile.weights import Read, evaluate
 
 
@@ -45,9 +46,16 @@ class Interpreter:
         self.graph = graph
         self.mesh = mesh or Mesh()
         self.fixed: list[dict[int, Any]] = []
+        shards: dict[tuple[object, ...], Tensor] = {}
         for rank in range(self.mesh.num_ranks):
             coords = self.mesh.coords(rank)
-            values: dict[int, Any] = {id(w): evaluate(w, read, self.mesh, coords) for w in graph.weights}
+            values: dict[int, Any] = {}
+            for weight in graph.weights:
+                # ranks share what they hold alike
+                key = (id(weight), *(coords[axis] for axis in sorted(axes_of(weight.recipe))))
+                if key not in shards:
+                    shards[key] = evaluate(weight, read, self.mesh, coords)
+                values[id(weight)] = shards[key]
             for state in graph.states:
                 empty = torch.zeros((num_slots, *ints(state.shape)), dtype=TORCH_DTYPES[state.dtype])
                 values[id(state)] = KVCache(empty, empty.clone())

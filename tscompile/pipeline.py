@@ -55,8 +55,9 @@ def compile_plan(options: Options, say: Progress) -> dict[str, Any]:
     run(build, UP_TO_FUSE, say)
     summary: dict[str, Any] = {"passes": len(PASSES)}
     if options.verify:
-        say("verify: the fused graph against the captured one, on random tokens")
-        summary["verify"] = check.verify_build(build)
+        say(f"verify: the fused graph on {build.mesh} against the captured one on one rank, on random tokens")
+        build.verified, difference = check.verify_build(build)
+        summary["verify"] = build.verified | {"max_difference": difference}
     run(build, ALL[len(UP_TO_FUSE) :], say)
     say(f"writing {options.out}")
     assemble(build, _every_tenth(say))
@@ -70,6 +71,7 @@ def compile_plan(options: Options, say: Progress) -> dict[str, Any]:
         "architecture": build.model.architecture,
         "dtype": build.model.dtype,
         "targets": list(build.targets),
+        "ranks": build.mesh.num_ranks,
         "groups": dict(Counter(group.group for group in build.graph.groups())),
         "fused": sum(receipt.matched for receipt in build.receipts),
         "seconds": round(time.monotonic() - start, 3),

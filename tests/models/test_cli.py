@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from test_variants import VARIANTS, write
 
 from tscompile import check, cli, pipeline
 from tscompile.errors import InternalError
+from tscompile.ops.base import REGISTRY
 
 
 @pytest.fixture(scope="module")
@@ -127,30 +129,28 @@ def test_remote_code_never_runs(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "config.json").write_text(json.dumps(config))
     for name in ("evil", "modeling_qwen3", "tokenization_qwen3"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    error_of(
-        capsys, "build", tmp_path, "--tp", 2, "-o", tmp_path / "p.tsp"
-    )  # ends after fuse: no plan of two ranks yet
+    status, _, err = run(capsys, "build", tmp_path, "--tp", 2, "--no-text", "-o", tmp_path / "p.tsp")
+    assert status == 0, err
     assert not (tmp_path / "ran").exists()
 
 
 def test_dump_writes_every_pass_and_the_receipts(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    message = error_of(
-        capsys, "build", checkpoint, "--tp", 2, "--dump", tmp_path / "d", "--verify", "-o", tmp_path / "p.tsp"
-    )
-    assert message.startswith(
-        "--tp 2: the model was placed for 2 ranks, but kernels and plans of more than one rank cannot"
-    )
+    words = ("--no-text", "--dump", tmp_path / "d", "--verify", "--json", "-o", tmp_path / "p.tsp")
+    status, out, err = run(capsys, "build", checkpoint, "--tp", 2, "--target", "cpu-avx2", *words)
+    assert status == 0, err
     names = sorted(path.name for path in (tmp_path / "d").iterdir())
-    assert names == [f"{i:02d}-{name}.txt" for i, name in enumerate(pipeline.UP_TO_FUSE, 1)] + [
-        "receipts.txt"
-    ]
-    assert (
-        "qkv at layers.0.self_attn.attention.out (models/qwen3.py:41): matched"
-        in (tmp_path / "d" / "receipts.txt").read_text()
-    )
-    assert not (tmp_path / "p.tsp").exists()
+    wanted = [f"{i:02d}-{name}.txt" for i, name in enumerate(pipeline.ALL, 1)]
+    assert names == [*wanted, "program-cpu-avx2.json", "receipts.txt"]
+    receipts = (tmp_path / "d" / "receipts.txt").read_text()
+    assert "qkv at layers.0.self_attn.attention.out (models/qwen3.py:41): matched" in receipts
+    summary = json.loads(out)
+    assert summary["verify"]["ranks"] == summary["ranks"] == 2
+    assert 0 < summary["verify"]["max_difference"] < 3e-2
+    report = json.loads(run(capsys, "inspect", tmp_path / "p.tsp", "--json")[1])
+    assert report["verify"] == {k: v for k, v in summary["verify"].items() if k != "max_difference"}
+    assert "verified  at build: 2 ranks of the fused graph" in run(capsys, "inspect", tmp_path / "p.tsp")[1]
 
 
 def test_a_model_file_that_does_not_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,18 +178,48 @@ def test_our_bugs_are_called_so(
         cli.main(["build", str(checkpoint)])
 
 
-def test_verify_finds_a_pass_that_changes_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_finds_a_pass_that_changes_the_model(tmp_path: Path) -> None:
     from test_interpret import captured
 
     path, _ = write(VARIANTS["plain"][0], tmp_path)
     build = captured(tmp_path, model=path)
-    assert check.verify_build(build)["max_difference"] < 1e-5
+    report, difference = check.verify_build(build)
+    assert difference < 1e-5
+    assert report["verified"]
     scale = next(op for group in build.graph.groups() for op in group.body if op.kind == "attention")
     scale.attrs["scale"] = 0.1
-    with pytest.raises(
-        InternalError, match=r"--verify: logits differ by .* of the largest, wanted at most 1e-04"
-    ):
+    message = (
+        r"--verify: in step 1 of 5, \d+ tokens, the logits of rank 0 of mesh\(tp=1\) differ by .* of the "
+        "largest, wanted at most 1e-4"
+    )
+    with pytest.raises(InternalError, match=message):
         check.verify_build(build)
+
+
+def test_verify_finds_one_rank_that_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_interpret import captured
+
+    reference(SPECS["llama-mha"]).save_pretrained(tmp_path)
+    build = captured(tmp_path, tp=2)
+    assert check.verify_build(build)[0]["ranks"] == 2
+    own = dataclasses.replace(REGISTRY["all_reduce"], across=lambda terms, attrs: [sum(terms), *terms[1:]])
+    monkeypatch.setitem(REGISTRY, "all_reduce", own)
+    with pytest.raises(InternalError, match=r"the logits of rank \d of mesh\(tp=2\) differ"):
+        check.verify_build(build)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+def test_steps_that_verify_runs(ranks: int) -> None:
+    """Token counts that do not divide, prefills and decodes mixed, several sequences."""
+    batches = check.random_steps(ranks, 100, 32, 4096)
+    counts = [batch.query_start.diff().tolist() for batch in batches]
+    assert len(counts) == check.STEPS
+    assert max(len(each) for each in counts) == 3
+    assert all(ranks == 1 or sum(each) % ranks for each in counts)
+    assert any(1 in each and max(each) > 8 for each in counts)
+    assert all(len(batch.logit_rows) == len(each) for batch, each in zip(batches, counts, strict=True))
+    short = check.random_steps(ranks, 100, 32, 3)
+    assert max(int(batch.context_len.max()) for batch in short) <= 3
 
 
 def test_terminated_while_writing_leaves_nothing(tmp_path: Path) -> None:

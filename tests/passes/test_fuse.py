@@ -103,7 +103,8 @@ REDUCED = """graph g mesh(tp=2) {
         ),
         # the other addend comes from the sum: a group of all would wait for itself
         (
-            "%a: f32[T, 8] = relu(%r) %b: f32[T, 8] = add(%a, %r) %y: f32[T, 8] = rms_norm(%b, @w; eps=1e-06)",
+            "%a: f32[T, 8] = relu(%r) %b: f32[T, 8] = add(%a, %r) "
+            "%y: f32[T, 8] = rms_norm(%b, @w; eps=1e-06)",
             ["embed", "collective", "elementwise", "rms_norm"],
         ),
         (
