@@ -70,9 +70,9 @@ def _evaluate(
         case Slice(part, dim, start, stop):
             made = part_of(part).narrow(dim, start, stop - start)
         case ShardOf(part, dim, axis):
-            part = _sunk(part, mesh, coords)
-            if isinstance(part, Stack):
-                made = part_of(_sunk(ShardOf(part, dim, axis), mesh, coords))
+            stack = _sunk(recipe, mesh, coords)
+            if isinstance(stack, Stack):
+                made = part_of(stack)
             else:
                 made = part_of(part).chunk(mesh.size(axis), dim=dim)[coords[axis]]
         case Pad(part, dim, size):

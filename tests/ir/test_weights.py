@@ -12,10 +12,14 @@ from tscompile.recipe import (
     Checkpoint,
     Concat,
     Interleave,
+    Pad,
     Recipe,
+    Repeat,
     RopeTable,
     ShardOf,
     Slice,
+    Stack,
+    axes_of,
     checkpoint_names,
 )
 from tscompile.weights import evaluate
@@ -88,3 +92,28 @@ def test_ranks_of_a_mesh() -> None:
     assert mesh.group(6, "tp") == [4, 5, 6, 7]
     assert mesh.group(6, "dp") == [2, 6]
     assert str(mesh) == "mesh(dp=2, tp=4)"
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_a_rank_reads_its_experts_alone(dim: int) -> None:
+    """A shard of a stack, or a shard of that: what other ranks have is not read."""
+    mesh = Mesh((("ep", 2), ("tp", 2)))
+    experts = {f"e{i}": torch.randn(4, 6) for i in range(4)}
+    whole = torch.stack(list(experts.values()))
+    recipe = ShardOf(ShardOf(Stack(tuple(Checkpoint(name) for name in experts)), 0, "ep"), dim, "tp")
+    for rank in range(4):
+        read: list[str] = []
+        coords = mesh.coords(rank)
+        wanted = whole.chunk(2)[coords["ep"]].chunk(2, dim)[coords["tp"]]
+        weight = Weight("w", tuple(wanted.shape), "f32", recipe=recipe)
+        found = evaluate(weight, lambda name, read=read: read.append(name) or experts[name], mesh, coords)
+        assert torch.equal(found, wanted)
+        first = 2 * coords["ep"] + (coords["tp"] if dim == 0 else 0)
+        assert read == [f"e{i}" for i in range(first, first + (1 if dim == 0 else 2))]
+
+
+def test_axes_of() -> None:
+    shards = (ShardOf(a, 0, "tp"), Pad(ShardOf(Slice(b, 0, 0, 2), 0, "ep"), 0, 3))
+    assert axes_of(Concat((a, b))) == axes_of(RopeTable(2, (1.0,))) == set()
+    assert axes_of(Interleave(shards)) == axes_of(Stack(shards)) == {"tp", "ep"}
+    assert axes_of(ShardOf(Repeat(shards[0], 0, 1, 2), 1, "dp")) == {"tp", "dp"}
