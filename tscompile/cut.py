@@ -132,7 +132,7 @@ class Cutter:
                 self.group("elementwise", [op])
         groups: list[Op] = [self._make(kind, members) for kind, members in self.members]
         self.graph.ops = in_order(groups)
-        self.graph.weights = weights_in_use(self.graph)
+        self.graph.weights = weights_in_use(self.graph.ops)
 
     def _explode_splits(self) -> None:
         """A split that no group took is done by each of its readers: a copy for each, of which one output is

@@ -109,9 +109,9 @@ def in_order(ops: Sequence[AnyOp]) -> list[AnyOp]:
     return ordered
 
 
-def weights_in_use(graph: Graph) -> list[Weight]:
+def weights_in_use(ops: Iterable[Op]) -> list[Weight]:
     """The weights that ops read, in order of first use."""
-    found = {id(v): v for op in graph.ops for v in op.inputs if isinstance(v, Weight)}
+    found = {id(v): v for op in ops for v in op.inputs if isinstance(v, Weight)}
     return list(found.values())
 
 

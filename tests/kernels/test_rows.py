@@ -16,11 +16,14 @@ from tscompile.kernels import desc as d
 
 STEP = [Request(70, 3), Request(1, 1), Request(40, 40), Request(64, 1)]
 TABLE, OUT = ("table:weight", "out!"), ("x", "out!")
+SHARD = ("table:weight", "rank:weight", "out!")
 EMBEDS = [
     desc("embed", d.Embed(d.args_of(*TABLE), "token_ids", 100, "bf16", "rows")),
     desc("embed-tiles", d.Embed(d.args_of(*TABLE), "token_ids", 100, "bf16", "tiles")),
     desc("embed-f32", d.Embed(d.args_of(*TABLE), "positions", 37, "f32", "rows")),
     desc("embed-f32-tiles", d.Embed(d.args_of(*TABLE), "token_ids", 64, "f32", "tiles")),
+    desc("embed-shard", d.Embed(d.args_of(*SHARD), "token_ids", 37, "bf16", "rows", 16)),
+    desc("embed-shard-tiles", d.Embed(d.args_of(*SHARD), "token_ids", 40, "f32", "tiles", 16)),
 ]
 NORMS = [
     desc("norm", d.RmsNorm(d.args_of("x", "weight:weight", "out!"), "T", 1, 96, 1e-6, "bf16")),
@@ -82,7 +85,12 @@ def test_embed(name: str) -> None:
     assert isinstance(made, d.Embed)
     ids = np.array([0, 63, 17, 5, 16, 63, 40])
     table = arrays.stored(normal(1, 64, made.width), made.dtype)
+    wanted = arrays.values(table, made.dtype)[ids]
+    if made.shard:  # the second of four ranks
+        wanted[ids // made.shard != 1] = 0
+        table = table[made.shard :][: made.shard]
     laid = arrays.tiles(table, made.dtype) if made.layout == "tiles" else arrays.padded_rows(table)
+    rank = Buffer((1,), np.float32, np.ones(1))
 
     def run(variant: Variant, threads: int) -> list[np.ndarray]:
         out = Buffer((len(ids), made.width), np.float32)
@@ -90,13 +98,13 @@ def test_embed(name: str) -> None:
             name,
             variant,
             {made.ids: ids},
-            {"table": Buffer(laid.shape, laid.dtype, laid), "out": out},
+            {"table": Buffer(laid.shape, laid.dtype, laid), "rank": rank, "out": out},
             threads,
         )
         return [out.array]
 
     (found,) = on_every_variant(run)
-    assert (found == arrays.values(table, made.dtype)[ids]).all()
+    assert (found == wanted).all()
 
 
 @each(NORMS)

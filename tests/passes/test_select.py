@@ -8,13 +8,14 @@ import golden
 import pytest
 
 from tscompile.errors import CompileError, InternalError
-from tscompile.ir import Weight
+from tscompile.ir import Graph, Weight
 from tscompile.kernels.desc import Embed, Linear
 from tscompile.kernels.groups import describe, layouts_of
 from tscompile.kernels.host import best_target
-from tscompile.kernels.steps import COLLECTIVE, launch_fields, steps_of
+from tscompile.kernels.steps import COLLECTIVE, coordinate_of, launch_fields, steps_of
 from tscompile.parser import parse
 from tscompile.passes import select
+from tscompile.weights import evaluate
 
 
 def test_golden(request: pytest.FixtureRequest) -> None:
@@ -48,7 +49,7 @@ def test_a_fused_collective_runs_as_two_launches() -> None:
     fused = [group for group in graph.groups() if group.group == "all_reduce_rms_norm"]
     assert len(fused) == 2
     for group in fused:
-        collective, norm = steps_of([group])
+        collective, norm = steps_of(Graph("one", graph.mesh, ops=[group]))
         assert [op.kind for op in collective.body] == ["all_reduce"]
         assert [op.kind for op in norm.body] == ["add", "rms_norm", "cast"]
         assert collective.inputs == group.inputs[:1]
@@ -79,8 +80,7 @@ ALL_TO_ALL = """graph g mesh(tp=4) {
 
 def test_what_a_collective_moves() -> None:
     """An all_to_all is gathered and cut until the engine has it."""
-    groups = parse(ALL_TO_ALL).groups()
-    steps = [step for step in steps_of(groups) if step.group == COLLECTIVE]
+    steps = [step for step in steps_of(parse(ALL_TO_ALL)) if step.group == COLLECTIVE]
     shared = {"axis": "tp", "dtype": "f32", "rows": "T"}
     assert [launch_fields(step) for step in steps] == [
         {**shared, "collective": "all_gather", "op": "y", "times": 4, "run": 2},
@@ -91,6 +91,23 @@ def test_what_a_collective_moves() -> None:
     assert [v.name for v in steps[0].inputs] == ["x"]  # the reshape moves nothing
     assert [str(dim) for dim in steps[1].outputs[0].shape] == ["T", "16", "8"]
     assert steps[1].outputs == steps[2].inputs
+
+
+def test_a_vocabulary_that_is_sharded() -> None:
+    """The kernel reads its rank's coordinate from a weight: all ranks run the same."""
+    graph = golden.read("fuse")
+    next(op for op in graph.groups()[0].body if op.kind == "embedding").attrs["vocab_axis"] = "tp"
+    first, *others = steps_of(graph)
+    coordinate = coordinate_of(first)
+    assert coordinate is not None
+    assert not any(coordinate_of(step) for step in others)
+    assert [
+        evaluate(coordinate, {}.__getitem__, graph.mesh, graph.mesh.coords(rank)).item() for rank in (0, 1)
+    ] == [0, 1]
+    made = describe(first, {})
+    assert isinstance(made, Embed)
+    assert [arg.roles for arg in made.args] == [("table",), ("rank",), ("out",)]
+    assert made.shard == 48
 
 
 def test_collectives_that_the_engine_does_not_have() -> None:

@@ -79,13 +79,16 @@ def _word(value: object) -> str:
 @dataclass(frozen=True)
 class Embed(KernelDesc):
     """ids[T], table[vocab, width] of dtype -> out f32[T, width]. ids: token_ids or positions, of the batch.
-    layout: of the table, rows or tiles (when a linear reads the same weight). Roles: table, out."""
+    layout: of the table, rows or tiles (when a linear reads the same weight). shard: 0, or the rows that each
+    rank has of the vocabulary; an id that is not among this rank's gives zeros. Roles: table, rank f32[1]
+    (its coordinate, if sharded), out."""
 
     kind = "embed"
     ids: str
     width: int
     dtype: str
     layout: str
+    shard: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from tscompile.ir import BATCH_ARRAYS, Group, Op, Sym, Value, Weight
 from tscompile.kernels import desc
 from tscompile.kernels.chain import segments_of
 from tscompile.kernels.desc import Arg, KernelDesc
+from tscompile.kernels.steps import coordinate_of
 from tscompile.ops.base import integer, number
 
 TILES = "tiles"
@@ -124,14 +125,16 @@ def _batch_array(group: Group, value: Value, wanted: tuple[str, ...]) -> str:
 
 def _embed(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
     op, roles = _only(group, "embedding"), _Roles(group)
-    if op.attrs["vocab_axis"]:
-        raise InternalError(f"{group.name}: no kernel yet for an embedding sharded over its vocabulary")
     ids = _batch_array(group, op.inputs[0], ("token_ids", "positions"))
     roles.add("table", op.inputs[1])
+    coordinate = coordinate_of(group)
+    if coordinate:
+        roles.add("rank", coordinate)
     roles.give("out", _result(group))
     table = op.inputs[1]
+    rows = _int(table.shape[0]) if coordinate else 0
     layout = layouts.get(table.name, ROWS)
-    return desc.Embed(roles.args(), ids, _int(table.shape[1]), table.dtype, layout)
+    return desc.Embed(roles.args(), ids, _int(table.shape[1]), table.dtype, layout, rows)
 
 
 def _rms_norm(group: Group, layouts: Mapping[str, str]) -> KernelDesc:

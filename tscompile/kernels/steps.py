@@ -1,32 +1,38 @@
 """Fused groups -> what a CPU runs, a launch each: kernels, and collectives of the engine.
 
-The engine's collectives do nothing but their collective, and kernels know of no other rank. So a group that
-holds both becomes two steps, and an all_to_all an all_gather and a slice.
+The engine's collectives do nothing but their collective, and kernels are the same for all ranks and know of
+none. So a group that holds both becomes two steps, an all_to_all an all_gather and a slice, and a kernel that
+depends on its rank's coordinate reads it from a weight.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from tscompile.errors import InternalError
-from tscompile.ir import Group, Op, Sym, Value, unique
+from tscompile.ir import Graph, Group, Op, Sym, Value, Weight, unique
+from tscompile.mesh import Mesh
 from tscompile.ops import lookup
 from tscompile.ops.base import integer
+from tscompile.placement import Replicate, Shard
+from tscompile.recipe import Arange, ShardOf
 
 COLLECTIVE = "collective"
 REST = {"all_reduce_rms_norm": "rms_norm"}  # kind of group -> what is left of it without its collective
 
 
-def steps_of(groups: Sequence[Group]) -> list[Group]:
-    """The launches of `groups`, in order, each a group of its own. Values are those of `groups`, and what
-    lies between two steps of one group."""
+def steps_of(graph: Graph) -> list[Group]:
+    """The launches of the fused graph, in order, each a group of its own. Values are the graph's, what lies
+    between two steps of one group, and coordinates, which are inputs of a step that no op of its body
+    reads."""
     steps: list[Group] = []
-    for group in groups:
+    coordinates: dict[str, Weight] = {}
+    for group in graph.groups():
         across = next((op for op in group.body if lookup(op.kind).across), None)
         if across is None:
-            steps.append(group)
+            steps.append(_located(group, graph.mesh, coordinates))
             continue
         first = _ancestors(group, across)
         rest = [op for op in group.body if not any(op is other for other in first)]
@@ -34,6 +40,25 @@ def steps_of(groups: Sequence[Group]) -> list[Group]:
         if rest:
             steps.append(_part(REST[group.group], rest, group))
     return steps
+
+
+def coordinate_of(step: Group) -> Weight | None:
+    """The weight f32[1] that tells the step its rank's coordinate, if it depends on it."""
+    read = {id(v) for op in step.body for v in op.inputs}
+    return next((v for v in step.inputs if isinstance(v, Weight) and id(v) not in read), None)
+
+
+def _located(group: Group, mesh: Mesh, coordinates: dict[str, Weight]) -> Group:
+    """The group, with the coordinate that one of its ops depends on."""
+    axes = [str(op.attrs.get(lookup(op.kind).coordinate, "")) for op in group.body]
+    axis = next(filter(None, axes), "")
+    if not axis:
+        return group
+    if axis not in coordinates:
+        shards = tuple(Shard(0) if name == axis else Replicate() for name in mesh.names)
+        recipe = ShardOf(Arange(mesh.size(axis)), 0, axis)
+        coordinates[axis] = Weight(f"rank.{axis}", (1,), "f32", False, shards, recipe=recipe)
+    return dataclasses.replace(group, inputs=[*group.inputs, coordinates[axis]])
 
 
 def launch_fields(step: Group) -> dict[str, Any]:

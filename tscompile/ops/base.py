@@ -96,8 +96,9 @@ class OpDef:
     attrs: name -> type; all must be there. infer: shape and dtype rule. factors: placement rule. reference:
     one rank's torch arithmetic, f32 unless an output is cast. across: for collectives, the tensors of one
     axis's ranks in order -> theirs. elementwise: each output element depends on the same element of each
-    input (equal shapes, or a suffix that is broadcast). flops and bytes: for sizes of the symbolic dims.
-    localize: attrs of one rank, given local outputs and {factor: axis}.
+    input (equal shapes, or a suffix that is broadcast). coordinate: the attr that names the mesh axis on
+    which the op depends on its rank's coordinate, or "" where it does not. flops and bytes: for sizes of the
+    symbolic dims. localize: attrs of one rank, given local outputs and {factor: axis}.
     """
 
     name: str
@@ -108,6 +109,7 @@ class OpDef:
     reference: Reference | None = None
     across: Across | None = None
     elementwise: bool = False
+    coordinate: str = ""
     flops: Flops = lambda inputs, outputs, attrs, sizes: sum(elements(v.shape, sizes) for v in outputs)
     bytes: Flops = lambda inputs, outputs, attrs, sizes: num_bytes([*inputs, *outputs], sizes)
     localize: Localize = lambda attrs, outputs, axes: dict(attrs)

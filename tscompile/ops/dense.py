@@ -65,6 +65,7 @@ register(
         _embedding,
         _embedding_factors,
         {"vocab_axis": str},
+        coordinate="vocab_axis",
         reference=_embedding_reference,
         flops=lambda *_: 0,
         bytes=_embedding_bytes,

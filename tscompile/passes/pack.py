@@ -1,9 +1,9 @@
 """pack: each weight's way from the checkpoint's tensors to the plan's bytes.
 
-Takes build.graph (weights with recipes) and build.targets[t].layouts. Gives build.weights, a `Packed`: what
-tscompile/plan.py writes, in the graph's order, and the steps, which the plan keeps as "tsp/pack". Nothing is
-computed here: a weight is made when its turn to be written comes, and a sharded one a shard at a time.
-Targets share a weight wherever they want the same layout; ranks wherever it is not sharded.
+Takes build.graph (weights with recipes) and build.targets[t].steps and layouts. Gives build.weights, a
+`Packed`: what tscompile/plan.py writes, in the graph's order, and the steps, which the plan keeps as
+"tsp/pack". Nothing is computed here: a weight is made when its turn to be written comes, and a sharded one a
+shard at a time. Targets share a weight wherever they want the same layout; ranks wherever it is not sharded.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tscompile.plan import Entry
 from tscompile.printer import print_recipe
 from tscompile.recipe import Checkpoint as FromCheckpoint
 from tscompile.recipe import axes_of, checkpoint_names
+from tscompile.rewrite import weights_in_use
 from tscompile.weights import evaluate
 
 Coords = dict[str, int]  # axis -> coordinate
@@ -139,7 +140,9 @@ class Packed:
 def run(build: Build) -> None:
     weights: dict[str, PackedWeight] = {}
     names: dict[tuple[str, str], str] = {}
-    for weight in build.graph.weights:
+    steps = [step for target in build.targets.values() for step in target.steps]
+    found = {id(weight): weight for weight in [*build.graph.weights, *weights_in_use(steps)]}
+    for weight in found.values():
         if "@" in weight.name:
             raise InternalError(f"{weight!r}: a weight's name has no @, which the names of shards begin with")
         wanted = {target: layout_of(build, target, weight) for target in build.targets}

@@ -27,7 +27,7 @@ class Selected:
 
 
 def run(build: Build) -> None:
-    steps = steps_of(build.graph.groups())
+    steps = steps_of(build.graph)
     layouts = layouts_of(steps)
     descriptions = {step.name: describe(step, layouts) for step in steps if step.group != COLLECTIVE}
     distinct = {desc.symbol: desc for desc in descriptions.values()}

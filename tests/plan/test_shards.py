@@ -1,0 +1,188 @@
+"""Plans of several ranks, of every test configuration: each shard's bytes put together again are the
+checkpoint's, and the program names what is there. Kernels are left out: all ranks run those of one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import SPECS, reference
+from torch import Tensor
+
+from tscompile import models, pipeline
+from tscompile.assemble import assemble
+from tscompile.build import Build, Options
+from tscompile.checkpoint import Checkpoint as Folder
+from tscompile.errors import CompileError
+from tscompile.inspect import inspect, inspect_text
+from tscompile.layout import lay_back
+from tscompile.mesh import Mesh
+from tscompile.parser import parse
+from tscompile.reader import Plan
+from tscompile.recipe import Checkpoint, Concat, Interleave, Pad, Recipe, Repeat, RopeTable, ShardOf
+
+PASSES = [name for name in pipeline.ALL if name not in ("emit", "text")]
+
+
+def planned(folder: Path, out: Path, tp: int, **options: Any) -> Build:
+    """The build, its plan written to `out`, kernels but for their library."""
+    chosen = Options(models.find_for(folder), folder, out, ("cpu-avx2",), **{"dtype": "f32", **options})
+    build = Build(dataclasses.replace(chosen, tp=tp), Folder(folder), Mesh((("tp", tp),)))
+    pipeline.run(build, PASSES)
+    for target in build.targets.values():
+        target.library, target.compiler = b"\x7fELF", "none"
+    assemble(build)
+    return build
+
+
+def leaves(recipe: Recipe, local: Tensor, shapes: dict[str, tuple[int, ...]], ranks: int) -> Iterator[Any]:
+    """(recipe, what a rank has of it) of the checkpoint's tensors that were merged into `local`."""
+    if isinstance(recipe, Concat):
+        at = 0
+        for part in recipe.parts:
+            rows = rows_of(part, shapes, ranks)
+            yield from leaves(part, local.narrow(recipe.dim, at, rows), shapes, ranks)
+            at += rows
+        assert at == local.shape[recipe.dim]
+    elif isinstance(recipe, Interleave):
+        tiles = local.reshape(-1, len(recipe.parts), recipe.tile, *local.shape[1:])
+        for index, part in enumerate(recipe.parts):
+            own = tiles[:, index].flatten(0, 1)
+            rows = rows_of(part, shapes, ranks)
+            assert not own[rows:].any()
+            yield from leaves(part, own[:rows], shapes, ranks)
+    else:
+        yield recipe, local
+
+
+def rows_of(recipe: Recipe, shapes: dict[str, tuple[int, ...]], ranks: int) -> int:
+    match recipe:
+        case ShardOf(part, dim):
+            return rows_of(part, shapes, ranks) // (1 if dim else ranks)
+        case Repeat(part, dim, _, times):
+            return rows_of(part, shapes, ranks) * (1 if dim else times)
+        case Pad(_, 0, size):
+            return size
+        case Checkpoint(name):
+            return shapes[name][0]
+    raise AssertionError(recipe)
+
+
+def whole(recipe: Recipe, given: dict[str, Tensor]) -> Tensor:
+    """What a leaf is before it is sharded."""
+    match recipe:
+        case Checkpoint(name):
+            return given[name]
+        case Pad(part, 0, size):
+            tensor = whole(part, given)
+            return torch.cat([tensor, torch.zeros(size - len(tensor), *tensor.shape[1:])])
+        case Repeat(part, 0, parts, times):
+            tensor = whole(part, given)
+            return tensor.unflatten(0, (parts, -1)).repeat_interleave(times, 0).flatten(0, 1)
+    raise AssertionError(recipe)
+
+
+def check_weights(plan: Plan, given: dict[str, Tensor], ranks: int) -> None:
+    """Every weight of the plan's graph, from its entries."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
+    layouts = {item["weight"]: item["steps"][-1]["layout"] for item in plan.json("tsp/pack")}
+    for weight in parse(bytes(plan.bytes("tsp/graph")).decode()).weights:
+        names = (
+            [weight.name] if weight.name in plan.entries else [f"{weight.name}@tp={r}" for r in range(ranks)]
+        )
+        found: dict[Recipe, list[Tensor]] = {}
+        for name in names:
+            shape = tuple(dim for dim in weight.shape if isinstance(dim, int))
+            local = lay_back(layouts[weight.name], plan.tensor(name), shape)
+            for leaf, part in leaves(weight.recipe, local, shapes, ranks):
+                found.setdefault(leaf, []).append(part)
+        for leaf, parts in found.items():
+            if isinstance(leaf, ShardOf):
+                assert len(parts) == ranks
+                assert torch.equal(torch.cat(parts, leaf.dim), whole(leaf.part, given)), weight.name
+            elif not isinstance(leaf, RopeTable):
+                assert len(parts) == 1, f"{weight.name} is the same on all ranks"
+                assert torch.equal(parts[0], whole(leaf, given))
+
+
+def check_program(plan: Plan, ranks: int) -> None:
+    """Every weight that a launch names is there for every rank; collectives move what their buffers hold."""
+    program = plan.json("tsp/program/cpu-avx2")
+    read = set()
+    for launch in program["launches"]:
+        for argument in launch["args"]:
+            if "weight" in argument:
+                over = range(ranks) if argument.get("axes") else [None]
+                for rank in over:
+                    name = argument["weight"] + ("" if rank is None else f"@tp={rank}")
+                    assert plan.manifest["entries"][name]["bytes"] == argument["bytes"]
+                    read.add(name)
+        if "collective" in launch:
+            given, taken = (program["buffers"][argument["buffer"]] for argument in launch["args"])
+            rows = program["limits"]["max_tokens" if launch["rows"] == "T" else "max_seqs"]
+            part = 4 * rows * launch["times"] * launch["run"]
+            grows = {"all_reduce": (1, 1), "all_gather": (1, ranks), "slice": (ranks, 1)}[
+                launch["collective"]
+            ]
+            assert (given["bytes"], taken["bytes"]) == (part * grows[0], part * grows[1])
+            apart = given["offset"] + given["bytes"] <= taken["offset"]
+            assert apart or taken["offset"] + taken["bytes"] <= given["offset"]
+    assert read == {name for name, entry in plan.manifest["entries"].items() if entry["kind"] == "weight"}
+    assert program["logits"]["stride"] >= program["limits"]["vocab_size"]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_shards_are_the_checkpoints(name: str, tmp_path: Path) -> None:
+    model = reference(SPECS[name])
+    model.save_pretrained(tmp_path)
+    given = dict(model.state_dict())
+    for ranks in (2, 4):
+        out = tmp_path / f"{ranks}.tsp"
+        if name == "llama-mqa-odd-sizes":  # three heads
+            with pytest.raises(CompileError, match=f"tp={ranks} does not divide"):
+                planned(tmp_path, out, ranks)
+            continue
+        planned(tmp_path, out, ranks)
+        plan = Plan(out)
+        plan.verify_weights()
+        assert plan.manifest["mesh"] == [["tp", ranks]]
+        check_weights(plan, given, ranks)
+        check_program(plan, ranks)
+
+
+def test_a_sharded_plan_is_the_same_in_any_folder(tmp_path: Path) -> None:
+    plans = []
+    for folder in (tmp_path / "a", tmp_path / "some" / "where"):
+        reference(SPECS["qwen3-tied"]).save_pretrained(folder)
+        planned(folder, folder / "plan.tsp", 2, dtype="bf16")
+        plans.append((folder / "plan.tsp").read_bytes())
+    assert plans[0] == plans[1]
+    assert str(tmp_path).encode() not in plans[0]
+
+
+def test_inspect_shows_ranks_shards_and_collectives(tmp_path: Path) -> None:
+    reference(SPECS["llama-mha"]).save_pretrained(tmp_path)
+    planned(tmp_path, tmp_path / "plan.tsp", 4)
+    report = inspect(tmp_path / "plan.tsp")
+    assert report["mesh"] == {"tp": 4}
+    shards = [w for w in report["weights"] if w["weight"] == "layers.0.self_attn.qkv.weight"]
+    assert [w["coords"] for w in shards] == [{"tp": rank} for rank in range(4)]
+    assert len({w["sha256"] for w in shards}) == 4
+    launches = report["targets"][0]["launches"]
+    assert sum("collective" in launch for launch in launches) == 5
+    text = inspect_text(report)
+    for wanted in (
+        "ranks     4: tp=4",
+        "verified  no: it was built without --verify",
+        "4 over tp",
+        "all_reduce sum over tp, f32[T, 1 x 64]",
+        "all_gather over tp, f32[L, 1 x 128]",
+        "@layers.0.self_attn.qkv.weight@tp",
+        "all_reduce_residual_rms_norm: matched 4 of 5",
+    ):
+        assert wanted in text, wanted
+    assert sum("layers.0.self_attn.qkv.weight " in line for line in text.splitlines()) == 1
