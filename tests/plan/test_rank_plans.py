@@ -1,0 +1,59 @@
+"""Plans of several ranks compute what a plan of one does: their own kernels and programs, every family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import plans
+import pytest
+import torch
+from checkpoints import Spec, reference
+from rank_executor import RankExecutor
+
+from tscompile.interpret import Sequences
+from tscompile.kernels.host import best_target
+
+WIDE = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64, "vocab_size": 333}
+FAMILIES = {
+    "llama": Spec("llama", {**WIDE, "tie_word_embeddings": True}),
+    "mistral": Spec("mistral", {**WIDE, "sliding_window": 24, "head_dim": 32}),
+    "qwen3": Spec("qwen3", {**WIDE, "head_dim": 32, "attention_bias": True}),
+}
+PAGE_SIZE, NUM_PAGES, STEPS = 32, 16, 12
+
+
+def greedy(path: Path, prompts: dict[str, list[int]]) -> tuple[list[list[int]], list[np.ndarray]]:
+    """Prompts one step after the other, each beside the decodes of those before; then all decode. Tokens, and
+    logits, a list a step."""
+    executor = RankExecutor(path, best_target(), NUM_PAGES)
+    sequences, given, tokens, logits = Sequences(PAGE_SIZE, PAGE_SIZE * NUM_PAGES), {}, [], []
+    for step in range(STEPS):
+        names = list(prompts)[: step + 1]
+        new = {name: given[name] if name in given else prompts[name] for name in names}
+        ranks = executor.run(sequences.batch(new))
+        assert all(rank.tobytes() == ranks[0].tobytes() for rank in ranks), "all ranks have the same bits"
+        logits.append(ranks[0])
+        tokens.append(ranks[0].argmax(-1).tolist())
+        given = {name: [token] for name, token in zip(names, tokens[-1], strict=True)}
+    return tokens, logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_are_those_of_one_rank(family: str, tmp_path: Path) -> None:
+    reference(FAMILIES[family]).save_pretrained(tmp_path)
+    generator = torch.Generator().manual_seed(3)
+    prompts = {
+        name: torch.randint(333, (length,), generator=generator).tolist()
+        for name, length in (("a", 37), ("b", 5), ("c", 50))
+    }
+    found = {}
+    for ranks in (1, 2, 4):
+        path = plans.build(
+            tmp_path, tmp_path / f"{ranks}.tsp", "f32", tp=ranks, page_size=PAGE_SIZE, max_tokens=64
+        )
+        found[ranks] = greedy(path, prompts)
+    for ranks in (2, 4):
+        assert found[ranks][0] == found[1][0]
+        for one, several in zip(found[1][1], found[ranks][1], strict=True):
+            assert np.abs(several - one).max() <= 1e-4 * np.abs(one).max()
