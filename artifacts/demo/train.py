@@ -42,7 +42,8 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--rows", type=int, default=8, help="sequences a batch")
     p.add_argument("--length", type=int, default=512, help="tokens a sequence")
     p.add_argument("--chat-share", type=float, default=0.15, help="part of the sequences that are dialogues")
-    p.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
+    p.add_argument("--lr", type=float, default=3e-3, help="peak learning rate of embedding and norms")
+    p.add_argument("--matrix-lr", type=float, default=4e-3, help="peak learning rate of the matrices")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--threads", type=int, default=2, help="at most; one is used while that is faster")
     p.add_argument("--no-compile", action="store_true", help="run without torch.compile")
@@ -79,11 +80,16 @@ class Trainer:
         matrices = [p for p in self.model.model.layers.parameters() if p.dim() == 2]
         vectors = [p for p in self.model.parameters() if p.dim() == 1]
         groups = [
-            {"params": matrices, "weight_decay": 0.1},
             {"params": [self.model.model.embed_tokens.weight], "weight_decay": 0.01},
             {"params": vectors, "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), fused=True)
+        # Muon makes more of each batch, and the text is short: kellerjordan.github.io/posts/muon, 2024
+        self.optimizers = (
+            torch.optim.Muon(
+                matrices, lr=args.matrix_lr, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+            ),
+            torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95), fused=True),
+        )
         self.step, self.seconds = 0, 0.0
         self.history: list[dict[str, float]] = []
 
@@ -92,13 +98,14 @@ class Trainer:
             return
         state = torch.load(self.path, weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
 
     def save(self) -> None:
         state = {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
@@ -114,15 +121,17 @@ class Trainer:
     def set_rate(self) -> None:
         """Linear warm-up over steps, then a cosine over time."""
         cosine = FINAL_LR + (1 - FINAL_LR) * 0.5 * (1 + math.cos(math.pi * self.progress))
-        rate = self.args.lr * min(1.0, (self.step + 1) / WARMUP_STEPS) * cosine
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        share = min(1.0, (self.step + 1) / WARMUP_STEPS) * cosine
+        for optimizer, peak in zip(self.optimizers, (self.args.matrix_lr, self.args.lr), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * share
 
     def update(self) -> None:
         self.set_rate()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
 
 
