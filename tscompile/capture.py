@@ -124,9 +124,9 @@ class Builder:
         self.graph.inputs.append(value)
         return value
 
-    def state(self, num_kv_heads: int, head_dim: int) -> Value:
-        """The next layer's KV cache as graph input."""
-        value = Value(self.fresh(f"kv.{len(self.graph.states)}"), (num_kv_heads, head_dim), "f32", state=True)
+    def state(self, shape: tuple[int, ...]) -> Value:
+        """The next layer's KV cache, of `shape` a token, as graph input."""
+        value = Value(self.fresh(f"kv.{len(self.graph.states)}"), shape, "f32", state=True)
         self.graph.inputs.append(value)
         return value
 

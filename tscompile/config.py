@@ -165,6 +165,20 @@ class Config:
         with torch.device("cpu"):  # model files are built on the meta device
             return rope_frequencies(f"{self.where}: {key}", {**outer, **given}, rotary_dim)
 
+    def latent_scale(self, head_dim: int) -> float:
+        """The scale of q.k in latent attention: head_dim ** -0.5, and with a rope_type and mscale_all_dim
+        times mscale(factor, mscale_all_dim) ** 2, as transformers' modeling_deepseek_v3 has it."""
+        key = "rope_scaling" if self.data.get("rope_scaling") else "rope_parameters"
+        rope = self.data.get(key) or {}
+        all_dims, factor = rope.get("mscale_all_dim"), rope.get("factor")
+        if rope.get("rope_type", rope.get("type", "default")) == "default" or not all_dims:
+            return float(head_dim**-0.5)
+        wanted = CompileError(
+            f"{self.where}: {key} has factor {factor!r} and mscale_all_dim {all_dims!r}, wanted positive "
+            "numbers"
+        )
+        return float(head_dim**-0.5 * _mscale(_positive(factor, wanted), _positive(all_dims, wanted)) ** 2)
+
     def describe(self, size: int) -> str:
         """The keys read so far whose value is `size`, as `key=value`."""
         return ", ".join(f"{key}={value}" for key, value in self.numbers.items() if value == size)
@@ -243,11 +257,12 @@ def _yarn_ramp(theta: float, rotary: int, original: float, parameters: Mapping[s
     return 1 - torch.clamp((torch.arange(rotary // 2, dtype=torch.float32) - low) / width, 0, 1)
 
 
-def _yarn_scaling(factor: float, parameters: Mapping[str, Any]) -> float:
-    def mscale(weight: float = 1.0) -> float:
-        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+def _mscale(factor: float, weight: float = 1.0) -> float:
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
+
+def _yarn_scaling(factor: float, parameters: Mapping[str, Any]) -> float:
     if parameters.get("attention_factor") is not None:
         return float(parameters["attention_factor"])
     one, all_dims = parameters.get("mscale"), parameters.get("mscale_all_dim")
-    return mscale(one) / mscale(all_dims) if one and all_dims else mscale()
+    return _mscale(factor, one) / _mscale(factor, all_dims) if one and all_dims else _mscale(factor)

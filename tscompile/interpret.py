@@ -18,7 +18,7 @@ from tscompile.ir import Graph, Group, Op, Value
 from tscompile.mesh import Mesh
 from tscompile.ops import lookup
 from tscompile.ops.attention import KVCache
-from tscompile.ops.base import RankContext, ints
+from tscompile.ops.base import RankContext
 from tscompile.ops.elementwise import TORCH_DTYPES
 from tscompile.recipe import axes_of
 from tscompile.weights import Read, evaluate
@@ -57,8 +57,7 @@ class Interpreter:
                     shards[key] = evaluate(weight, read, self.mesh, coords)
                 values[id(weight)] = shards[key]
             for state in graph.states:
-                empty = torch.zeros((num_slots, *ints(state.shape)), dtype=TORCH_DTYPES[state.dtype])
-                values[id(state)] = KVCache(empty, empty.clone())
+                values[id(state)] = KVCache.empty(state, num_slots)
             self.fixed.append(values)
 
     def run(self, batch: Batch) -> list[list[Tensor]]:

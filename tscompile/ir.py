@@ -8,8 +8,8 @@ every op of the graph is a `Group`: a fused op whose body's ops refer to the sam
 
 Symbolic dims: T tokens of a step, S sequences (query_start is S+1), L rows whose logits are wanted, P pages a
 row of the page table, R rows routed to experts (R*8: eight for each token). Values with `state` set are a
-layer's KV cache, shape [num_kv_heads, head_dim]: an op that takes one and gives one updates it in place; it
-is never a buffer.
+layer's KV cache, shape [num_kv_heads, head_dim], or [row] of latents: an op that takes one and gives one
+updates it in place; it is never a buffer.
 """
 
 from __future__ import annotations
@@ -91,6 +91,11 @@ GROUP_KINDS = {
     "qkv_write": "split, [rms_norm q] [rope q] [cast q] [rms_norm k] [rope k] [cast k] [cast v] kv_write: "
     "qkv, then in order of use q's norm, table, positions, k's norm, state, slots -> q, state",
     "attention": "attention [, cast]: q, state, batch arrays -> [T,Hq*D]",
+    "head_linear": "[split, [cast,]] head_linear [, rope, concat] [, cast]: x[T,H,K], or [T,H,K+R] of which "
+    "the rest is rotated, weight[H,N,K] (, table, positions) -> [T,H,N] or [T,H,N+R]",
+    "latent_write": "[split, rms_norm, rope, concat,] [cast,] latent_write: row (, norm, table, positions), "
+    "state, slots -> state",
+    "latent_attention": "latent_attention [, cast]: q[T,H,row], state, batch arrays -> [T,H,rank]",
     "gather_rows": "gather_rows: x[T,H], logit_rows -> [L,H]",
     "route": "route: logits[T,E] (, bias) -> ids[T,k], weights[T,k]",
     "sort_routes": "sort_routes: ids[T,k], numbers[E] -> order[R], counts[E]",

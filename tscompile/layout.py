@@ -1,8 +1,8 @@
 """Weight layouts: how a weight's tensor lies in the plan (ARCHITECTURE.md, "Weight layouts").
 
 - rows, for any [..., K]: row-major, each row padded with zeros to a multiple of 64 bytes.
-- tiles, for a linear's [N, K]: tiles of 16 output columns x 32 elements of K, for bf16 in the order of an AMX
-  B tile; N is padded with zeros to a multiple of 16, K to 32.
+- tiles, for a linear's [N, K], or a stack [..., N, K] of such: tiles of 16 output columns x 32 elements of
+  K, for bf16 in the order of an AMX B tile; N is padded with zeros to a multiple of 16, K to 32.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _pad(tensor: Tensor, rows: int, columns: int) -> Tensor:
-    """[N, K] -> [rows, columns], zeros below and to the right."""
-    return torch.nn.functional.pad(tensor, (0, columns - tensor.shape[1], 0, rows - tensor.shape[0]))
+    """[..., N, K] -> [..., rows, columns], zeros below and to the right."""
+    return torch.nn.functional.pad(tensor, (0, columns - tensor.shape[-1], 0, rows - tensor.shape[-2]))
 
 
 def _rows_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -81,24 +81,29 @@ def _rows_backward(stored: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _tiles_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if len(shape) != 2:
-        raise InternalError(f"the layout tiles takes a weight [N, K], not {list(shape)}")
-    tiles = (round_up(shape[0], TILE_N) // TILE_N, round_up(shape[1], TILE_K) // TILE_K, TILE_K // 2)
+    if len(shape) < 2:
+        raise InternalError(f"the layout tiles takes a weight [..., N, K], not {list(shape)}")
+    *stack, n, k = shape
+    tiles = (*stack, round_up(n, TILE_N) // TILE_N, round_up(k, TILE_K) // TILE_K, TILE_K // 2)
     # bf16: a 64-byte row is 16 columns x (even k, odd k), what TDPBF16PS reads. f32: the even k's 16
     # columns, then the odd's.
     return (*tiles, TILE_N, 2) if dtype == "bf16" else (*tiles, 2, TILE_N)
 
 
 def _tiles_forward(tensor: Tensor) -> Tensor:
-    rows, columns = round_up(tensor.shape[0], TILE_N), round_up(tensor.shape[1], TILE_K)
-    split = _pad(tensor, rows, columns).view(rows // TILE_N, TILE_N, columns // TILE_K, TILE_K // 2, 2)
-    return split.permute(0, 2, 3, 1, 4) if tensor.dtype == torch.bfloat16 else split.permute(0, 2, 3, 4, 1)
+    rows, columns = round_up(tensor.shape[-2], TILE_N), round_up(tensor.shape[-1], TILE_K)
+    split = (*tensor.shape[:-2], rows // TILE_N, TILE_N, columns // TILE_K, TILE_K // 2, 2)
+    tiles = (
+        _pad(tensor, rows, columns).reshape(split).transpose(-4, -3).transpose(-3, -2)
+    )  # column to the end
+    return tiles if tensor.dtype == torch.bfloat16 else tiles.transpose(-2, -1)
 
 
 def _tiles_backward(stored: Tensor, shape: tuple[int, ...]) -> Tensor:
-    order = (0, 3, 1, 2, 4) if stored.dtype == torch.bfloat16 else (0, 4, 1, 2, 3)
-    rows = stored.shape[0] * TILE_N
-    return stored.permute(order).reshape(rows, -1)[: shape[0], : shape[1]]
+    tiles = stored if stored.dtype == torch.bfloat16 else stored.transpose(-2, -1)
+    whole = tiles.transpose(-3, -2).transpose(-4, -3)
+    rows, columns = stored.shape[-5] * TILE_N, stored.shape[-4] * TILE_K
+    return whole.reshape(*stored.shape[:-5], rows, columns)[..., : shape[-2], : shape[-1]]
 
 
 class _Layout(NamedTuple):

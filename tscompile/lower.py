@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from tscompile.errors import CompileError
-from tscompile.ir import Attr, Sym, Value, Weight
-from tscompile.nn import Experts, PagedAttention, RotaryEmbedding, Routing
+from tscompile.ir import Attr, Shape, Sym, Value, Weight
+from tscompile.nn import Experts, LatentAttention, PagedAttention, RotaryEmbedding, Routing
 from tscompile.ops.base import text_of
 from tscompile.ops.layout import reshape_attr
 from tscompile.recipe import Arange, Checkpoint, Origin, RopeTable, Slice, Stack
@@ -47,29 +47,16 @@ def rms_norm_module(b: Builder, module: nn.RMSNorm, x: Value) -> Value:
 def rotary_module(b: Builder, module: RotaryEmbedding, x: Value) -> Value:
     recipe = RopeTable(module.max_context, module.inv_freq, module.scaling)
     table = b.weight("rope_table", (module.max_context, 2 * len(module.inv_freq)), recipe)
-    return b.emit("rope", [x, table, b.batch_array("positions")], name="rotated")[0]
+    attrs: dict[str, Attr] = {"interleaved": module.interleaved}
+    return b.emit("rope", [x, table, b.batch_array("positions")], attrs, name="rotated")[0]
 
 
 def attention_module(b: Builder, module: PagedAttention, q: Value, k: Value, v: Value) -> Value:
-    if b.path[-1] in b.states:
-        raise CompileError(
-            "this PagedAttention is called twice: it owns one layer's cache, so make one a call"
-        )
-    for name, value, heads in (
-        ("q", q, module.num_heads),
-        ("k", k, module.num_kv_heads),
-        ("v", v, module.num_kv_heads),
-    ):
-        if value.shape != (Sym("T"), heads, module.head_dim):
-            raise CompileError(
-                f"PagedAttention: {name} is {text_of(value.shape)}, wanted [T, {heads}, {module.head_dim}]"
-            )
-    page_size: dict[str, Attr] = {"page_size": b.page_size}
-    state = b.state(module.num_kv_heads, module.head_dim)
-    written = b.emit("kv_write", [state, k, v, b.batch_array("slots")], page_size, name="kv")[0]
-    b.states[b.path[-1]] = written
+    kv = (Sym("T"), module.num_kv_heads, module.head_dim)
+    _check_attention(b, module, q=(q, (Sym("T"), module.num_heads, module.head_dim)), k=(k, kv), v=(v, kv))
+    written = _written(b, "kv_write", (module.num_kv_heads, module.head_dim), [k, v])
     arrays = [b.batch_array(name) for name in ("positions", "query_start", "context_len", "page_table")]
-    attrs = {**page_size, "scale": float(module.scale), "window": module.window}
+    attrs: dict[str, Attr] = {"page_size": b.page_size, "scale": float(module.scale), "window": module.window}
     return b.emit("attention", [q, written, *arrays], attrs, name="out")[0]
 
 
@@ -115,6 +102,53 @@ def expert_weight(b: Builder, module: Experts, name: str) -> Weight:
         both = Slice(Checkpoint(f"{path}gate_up_proj"), 1, start, start + rows)
         together = Origin(both, (count, 2 * rows, depth))
     return b.weight_from(full, parameter.shape, (Origin(apart, (rows, depth)), together))
+
+
+def latent_attention_module(
+    b: Builder,
+    module: LatentAttention,
+    q_nope: Value,
+    q_rope: Value,
+    *,
+    latent: Value,
+    k_rope: Value,
+    kv_b: Value,
+) -> Value:
+    heads, rank, rope = module.num_heads, module.kv_lora_rank, module.qk_rope_head_dim
+    _check_attention(
+        b,
+        module,
+        q_nope=(q_nope, (Sym("T"), heads, module.qk_nope_head_dim)),
+        q_rope=(q_rope, (Sym("T"), heads, rope)),
+        latent=(latent, (Sym("T"), rank)),
+        k_rope=(k_rope, (Sym("T"), 1, rope)),
+        kv_b=(kv_b, (heads * (module.qk_nope_head_dim + module.v_head_dim), rank)),
+    )
+    if not isinstance(kv_b, Weight):
+        raise CompileError(f"LatentAttention: kv_b is {kv_b!r}, which is computed: wanted a parameter")
+    row = b.emit("concat", [latent, reshape(b, k_rope, [-1, rope])], name="row")[0]
+    written = _written(b, "latent_write", (rank + rope,), [row])
+    arrays = [b.batch_array(name) for name in ("positions", "query_start", "context_len", "page_table")]
+    attrs: dict[str, Attr] = {"page_size": b.page_size, "scale": float(module.scale)}
+    return b.emit("mla_attention", [q_nope, q_rope, written, kv_b, *arrays], attrs, name="out")[0]
+
+
+def _check_attention(b: Builder, module: nn.Module, **values: tuple[Value, Shape]) -> None:
+    """Each argument has the shape beside it, and the module was not called before."""
+    what = type(module).__name__
+    if b.path[-1] in b.states:
+        raise CompileError(f"this {what} is called twice: it owns one layer's cache, so make one a call")
+    for name, (value, wanted) in values.items():
+        if value.shape != wanted:
+            raise CompileError(f"{what}: {name} is {text_of(value.shape)}, wanted {text_of(wanted)}")
+
+
+def _written(b: Builder, kind: str, shape: tuple[int, ...], values: list[Value]) -> Value:
+    """The running module's KV state, `values` written to it."""
+    state = b.state(shape)
+    written = b.emit(kind, [state, *values, b.batch_array("slots")], {"page_size": b.page_size}, name="kv")[0]
+    b.states[b.path[-1]] = written
+    return written
 
 
 # --- functions and methods ---
@@ -334,6 +368,7 @@ MODULES: dict[type, Callable[..., Any]] = {
     PagedAttention: attention_module,
     Routing: routing_module,
     Experts: experts_module,
+    LatentAttention: latent_attention_module,
 }
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.linear: linear,

@@ -19,6 +19,7 @@ from tscompile.placement import Partial, Placement, Replicate, Shard
 __all__ = [
     "Config",
     "Experts",
+    "LatentAttention",
     "PagedAttention",
     "Partial",
     "Replicate",
@@ -36,9 +37,12 @@ class RotaryEmbedding(nn.Module):
     rotated, element i paired with i + rotary_dim / 2. One instance may serve all layers; equal ones share
     their table."""
 
-    def __init__(self, config: Config, rotary_dim: int) -> None:
-        """Reads rope_parameters, or rope_theta and rope_scaling, of config.json."""
+    def __init__(self, config: Config, rotary_dim: int, interleaved: bool = False) -> None:
+        """Reads rope_parameters, or rope_theta and rope_scaling, of config.json. interleaved: neighbours are
+        paired, 2i with 2i + 1, and the pair, rotated, is given at i and i + rotary_dim / 2, as transformers
+        does."""
         super().__init__()
+        self.interleaved = interleaved
         self.inv_freq, self.scaling = config.rope(rotary_dim)
         self.max_context = config.max_context
 
@@ -115,6 +119,36 @@ class Experts(nn.Module):
         """x [T, hidden_size], and of each token the ids and weights [T, k] of its experts, as Routing gives
         them -> [T, hidden_size]."""
         raise CompileError("Experts runs only inside a model that tscompile captures")
+
+
+class LatentAttention(nn.Module):
+    """Causal multi-head latent attention (DeepSeek-V2). Each instance owns one layer's paged cache of
+    latents; make one a layer, in order. kv_b decompresses a latent into each head's k_nope and v; the
+    compiler absorbs it, so that attention runs on the latents as they are cached."""
+
+    def __init__(
+        self,
+        num_heads: int,
+        kv_lora_rank: int,
+        qk_nope_head_dim: int,
+        qk_rope_head_dim: int,
+        v_head_dim: int,
+        *,
+        scale: float = 0.0,
+    ) -> None:
+        """scale: of q.k, 0 for (qk_nope_head_dim + qk_rope_head_dim) ** -0.5."""
+        super().__init__()
+        self.num_heads, self.kv_lora_rank, self.v_head_dim = num_heads, kv_lora_rank, v_head_dim
+        self.qk_nope_head_dim, self.qk_rope_head_dim = qk_nope_head_dim, qk_rope_head_dim
+        self.scale = scale or (qk_nope_head_dim + qk_rope_head_dim) ** -0.5
+
+    def forward(
+        self, q_nope: Tensor, q_rope: Tensor, *, latent: Tensor, k_rope: Tensor, kv_b: Tensor
+    ) -> Tensor:
+        """q_nope [T, num_heads, qk_nope_head_dim] and q_rope [T, num_heads, qk_rope_head_dim]; latent [T,
+        kv_lora_rank] and k_rope [T, 1, qk_rope_head_dim], written to the cache; kv_b, a parameter [num_heads
+        * (qk_nope_head_dim + v_head_dim), kv_lora_rank] -> [T, num_heads, v_head_dim]."""
+        raise CompileError("LatentAttention runs only inside a model that tscompile captures")
 
 
 @dataclass(frozen=True)

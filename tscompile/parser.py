@@ -23,6 +23,7 @@ from tscompile.recipe import (
     ShardOf,
     Slice,
     Stack,
+    View,
 )
 
 _TOKEN = re.compile(
@@ -267,6 +268,7 @@ class _Parser:
             "interleave": lambda: Interleave(tuple(parts), **attrs),
             "stack": lambda: Stack(tuple(parts)),
             "slice": lambda: Slice(parts[0], **attrs),
+            "view": lambda: View(parts[0], **attrs),
             "shard": lambda: ShardOf(parts[0], **attrs),
             "pad": lambda: Pad(parts[0], **attrs),
             "repeat": lambda: Repeat(parts[0], **attrs),

@@ -25,6 +25,7 @@ PASSES: tuple[tuple[str, str], ...] = (
         "capture",
         "ops as the model file wrote them, all f32; weights as recipes, checked against the checkpoint",
     ),
+    ("expand", "what no kernel does is done by ops that have one: latent attention absorbs kv_b"),
     (
         "precision",
         "casts to the plan's dtype, before placement so that a redistribute moves what is really stored",

@@ -38,6 +38,7 @@ from tscompile.recipe import (
     ShardOf,
     Slice,
     Stack,
+    View,
 )
 
 
@@ -91,6 +92,8 @@ def print_recipe(recipe: Recipe) -> str:
             text = f"arange(; count={count})"
         case Slice(part, dim, start, stop):
             text = f"slice({print_recipe(part)}; dim={dim}, start={start}, stop={stop})"
+        case View(part, shape, order):
+            text = f"view({print_recipe(part)}; shape={_literal(shape)}, order={_literal(order)})"
         case ShardOf(part, dim, axis):
             text = f"shard({print_recipe(part)}; dim={dim}, axis={json.dumps(axis)})"
         case Pad(part, dim, size):

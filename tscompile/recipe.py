@@ -51,6 +51,15 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class View:
+    """The elements of `part`, row-major, in another shape, whose dims are then taken in `order`."""
+
+    part: Recipe
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ShardOf:
     """This rank's part of `part` along `dim`: the i-th of n equal parts, i the rank's coordinate on mesh axis
     `axis`."""
@@ -98,7 +107,7 @@ class Arange:
 
 
 Recipe: TypeAlias = (
-    Checkpoint | Concat | Interleave | Stack | Slice | ShardOf | Pad | Repeat | RopeTable | Arange
+    Checkpoint | Concat | Interleave | Stack | Slice | View | ShardOf | Pad | Repeat | RopeTable | Arange
 )
 
 
@@ -118,7 +127,7 @@ def renamed(recipe: Recipe, name: Callable[[str], str]) -> Recipe:
             return Checkpoint(name(old))
         case Concat(parts) | Interleave(parts) | Stack(parts):
             return replace(recipe, parts=tuple(renamed(part, name) for part in parts))
-        case Slice(part) | ShardOf(part) | Pad(part) | Repeat(part):
+        case Slice(part) | View(part) | ShardOf(part) | Pad(part) | Repeat(part):
             return replace(recipe, part=renamed(part, name))
         case RopeTable() | Arange():
             return recipe
@@ -131,7 +140,7 @@ def axes_of(recipe: Recipe) -> set[str]:
             return {axis} | axes_of(part)
         case Concat(parts) | Interleave(parts) | Stack(parts):
             return set().union(*(axes_of(part) for part in parts))
-        case Slice(part) | Pad(part) | Repeat(part):
+        case Slice(part) | View(part) | Pad(part) | Repeat(part):
             return axes_of(part)
         case Checkpoint() | RopeTable() | Arange():
             return set()
@@ -145,7 +154,7 @@ def checkpoint_names(recipe: Recipe) -> Iterator[str]:
         case Concat(parts) | Interleave(parts) | Stack(parts):
             for part in parts:
                 yield from checkpoint_names(part)
-        case Slice(part) | ShardOf(part) | Pad(part) | Repeat(part):
+        case Slice(part) | View(part) | ShardOf(part) | Pad(part) | Repeat(part):
             yield from checkpoint_names(part)
         case RopeTable() | Arange():
             return

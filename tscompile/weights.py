@@ -25,6 +25,7 @@ from tscompile.recipe import (
     ShardOf,
     Slice,
     Stack,
+    View,
 )
 
 Read = Callable[[str], Tensor]  # the checkpoint's tensor of a name
@@ -69,16 +70,17 @@ def _evaluate(
             made = torch.arange(count)
         case Slice(part, dim, start, stop):
             made = part_of(part).narrow(dim, start, stop - start)
+        case View(part, shape, order):
+            made = part_of(part).reshape(shape).permute(order)
         case ShardOf(part, dim, axis):
             stack = _sunk(recipe, mesh, coords)
-            if isinstance(stack, Stack):
-                made = part_of(stack)
-            else:
-                made = part_of(part).chunk(mesh.size(axis), dim=dim)[coords[axis]]
+            is_stack = isinstance(stack, Stack)
+            made = part_of(stack if is_stack else part)
+            made = made if is_stack else made.chunk(mesh.size(axis), dim=dim)[coords[axis]]
         case Pad(part, dim, size):
             tensor = part_of(part)
-            shape = [*tensor.shape[:dim], size - tensor.shape[dim], *tensor.shape[dim + 1 :]]
-            made = torch.cat([tensor, tensor.new_zeros(shape)], dim=dim)
+            zeros = [*tensor.shape[:dim], size - tensor.shape[dim], *tensor.shape[dim + 1 :]]
+            made = torch.cat([tensor, tensor.new_zeros(zeros)], dim=dim)
         case Repeat(part, dim, parts, times):
             pieces = part_of(part).chunk(parts, dim=dim)
             made = torch.cat([piece for piece in pieces for _ in range(times)], dim=dim)

@@ -31,10 +31,19 @@ TS_INLINE void norm_head(float *row, const float *weight, float eps) {
   for (int i = 0; i < D; i += 16) store(row + i, mul(mul(load(row + i), inverse), load(weight + i)));
 }
 
-/// Rotates (i, i + R / 2) for i < R / 2 by the angle whose cosines and sines `angles` holds: cos[R / 2], sin[R / 2].
-template <int R>
+/// Rotates (i, i + R / 2) for i < R / 2 by the angle whose cosines and sines `angles` holds: cos[R / 2], sin[R / 2]. INTERLEAVED: the
+/// pair is (2i, 2i + 1), and goes to (i, i + R / 2).
+template <int R, bool INTERLEAVED = false>
 TS_INLINE void rotate_head(float *row, const float *angles) {
   constexpr int kHalf = R / 2;
+  if constexpr (INTERLEAVED) {
+    float pairs[R];
+    for (int i = 0; i < R; ++i) pairs[i] = row[i];
+    for (int i = 0; i < kHalf; ++i) {
+      row[i] = pairs[2 * i];
+      row[kHalf + i] = pairs[2 * i + 1];
+    }
+  }
   for (int i = 0; i < kHalf; i += 16) {
     const int n = kHalf - i < 16 ? kHalf - i : 16;
     const f32x16 cosine = load_n(angles + i, n), sine = load_n(angles + kHalf + i, n);

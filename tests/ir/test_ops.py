@@ -23,6 +23,7 @@ SIZES = {"T": 6, "L": 3, "S": 2, "P": 2}
 T, L = Sym("T"), Sym("L")
 R = Sym("R", times=2)
 ROUTE = {"k": 3, "normalize": False, "scale": 2.5, "groups": 1, "kept": 1}
+ARRAYS: list[Any] = [("i32", T), ("i32", Sym("S", 1)), ("i32", Sym("S")), ("i32", Sym("S"), Sym("P"))]
 ATTENTION = {"scale": 0.3, "window": 3, "page_size": 4}
 # kind -> (input shapes, attrs) for one or more cases; a shape that begins with "i32" or "state" is that kind
 # of value
@@ -47,17 +48,17 @@ CASES: dict[str, list[tuple[list[Any], dict[str, Attr]]]] = {
     "linear": [([(T, 8), (12, 8)], {}), ([(T, 4, 8), (12, 8)], {})],
     "swiglu": [([(T, 32)], {"width": 13, "tile": 16})],
     "rms_norm": [([(T, 8), (8,)], {"eps": 1e-5}), ([(T, 4, 8), (8,)], {"eps": 1e-5})],
-    "rope": [([(T, 4, 8), (16, 8), ("i32", T)], {}), ([(T, 4, 8), (16, 4), ("i32", T)], {})],
+    "rope": [
+        ([(T, 4, 8), (16, 8), ("i32", T)], {"interleaved": False}),
+        ([(T, 4, 8), (16, 4), ("i32", T)], {"interleaved": True}),
+    ],
     "kv_write": [([("state", 4, 8), (T, 4, 8), (T, 4, 8), ("i32", T)], {"page_size": 4})],
     "attention": [
         (
             [
                 (T, 8, 8),
                 ("state", 4, 8),
-                ("i32", T),
-                ("i32", Sym("S", 1)),
-                ("i32", Sym("S")),
-                ("i32", Sym("S"), Sym("P")),
+                *ARRAYS,
             ],
             {**ATTENTION},
         )
@@ -70,6 +71,12 @@ CASES: dict[str, list[tuple[list[Any], dict[str, Attr]]]] = {
     "dispatch": [([(T, 8), ("i32", R)], {"k": 2})],
     "expert_linear": [([(R, 8), ("i32", 4), (4, 12, 8)], {})],
     "combine": [([(R, 8), ("i32", R), (T, 2)], {})],
+    "head_linear": [([(T, 4, 8), (4, 6, 8)], {})],
+    "latent_write": [([("state", 10), (T, 10), ("i32", T)], {"page_size": 4})],
+    "latent_attention": [([(T, 4, 10), ("state", 10), *ARRAYS], {"scale": 0.3, "rank": 6, "page_size": 4})],
+    "mla_attention": [
+        ([(T, 4, 8), (T, 4, 4), ("state", 10), (4 * (8 + 3), 6), *ARRAYS], {"scale": 0.3, "page_size": 4})
+    ],
     "boundary": [([(T, 8)], {"module": "m", "placements": ""})],
     "redistribute": [([(T, 8)], {"axis": "tp", "source": "R", "target": "R"})],
 }
@@ -108,9 +115,9 @@ def made(kind: str, index: int) -> tuple[Op, list[Any]]:
         )
         if dtype == "i32":
             tensors[-1] = torch.randint(size[0], tuple(size), dtype=torch.int32)
-    if kind == "attention":  # two sequences: three tokens each, the second with two before them
+    if kind.endswith("attention"):  # two sequences: three tokens each, the second with two before them
         arrays = [[0, 1, 2, 2, 3, 4], [0, 3, 6], [3, 5], [[1, 0], [3, 2]]]
-        tensors[2:] = [torch.tensor(array, dtype=torch.int32) for array in arrays]
+        tensors[-4:] = [torch.tensor(array, dtype=torch.int32) for array in arrays]
     if kind in ROUTED:  # four experts, three of the twelve routes to each: shards of rows are of equal size
         tensors = [ROUTED[kind].get(i, tensor) for i, tensor in enumerate(tensors)]
     types = lookup(kind).infer(values, attrs)

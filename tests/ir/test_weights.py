@@ -19,6 +19,7 @@ from tscompile.recipe import (
     ShardOf,
     Slice,
     Stack,
+    View,
     axes_of,
     checkpoint_names,
 )
@@ -47,6 +48,8 @@ def made(
         (Concat((a, b), 1), torch.cat([A, B], 1)),
         (Slice(a, 0, 3, 7), A[3:7]),
         (Slice(a, 1, 1, 2), A[:, 1:]),
+        (View(a, (4, 5, 2), (0, 1, 2)), A.view(4, 5, 2)),
+        (Slice(View(a, (4, 5, 2), (0, 2, 1)), 2, 0, 3), A.view(4, 5, 2)[:, :3].transpose(1, 2)),
         (Interleave((a, b)), torch.cat([A[:16], B[:16], A[16:], ZEROS, B[16:], ZEROS])),
         (Interleave((a, b), 10), torch.cat([A[:10], B[:10], A[10:], B[10:]])),
         (Concat((Slice(b, 0, 0, 1), Slice(a, 0, 19, 20))), torch.cat([B[:1], A[19:]])),

@@ -136,3 +136,32 @@ class KvLayout:
         ]
         v_at = self.half + self.v_index[:, at].T[:, None, :]
         return k, cache[page[:, None, None], np.arange(self.kv_heads)[None, :, None], v_at]
+
+
+class LatentLayout:
+    """One layer's cache of latent rows as an array of one element type, and where an element lies."""
+
+    def __init__(self, row: int, page_size: int, dtype: str) -> None:
+        self.row, self.page_size, self.dtype = row, page_size, dtype
+        self.padded = round_up(row, 32)
+        d, slot = np.arange(self.padded)[:, None], np.arange(page_size)[None, :]
+        paired = (slot // 2 * self.padded + d) * 2 + slot % 2  # bf16: [page/2][row][2]
+        self.index = paired if dtype == "bf16" else slot * self.padded + d  # f32: [page][row]
+
+    def empty(self, num_pages: int, fill: int) -> Array:
+        """[num_pages, page], all bytes `fill` (0xFF: NaN)."""
+        dtype = STORED[self.dtype]
+        raw = np.full(num_pages * self.padded * self.page_size * dtype.itemsize, fill, np.uint8)
+        return raw.view(dtype).reshape(num_pages, -1)
+
+    def write(self, cache: Array, slots: Array, rows: Array) -> None:
+        """rows: [tokens, row], or with its padding, as stored."""
+        for slot, row in zip(slots, rows, strict=True):
+            padding = np.zeros(self.padded - len(row), row.dtype)
+            cache[slot // self.page_size][self.index[:, slot % self.page_size]] = np.concatenate(
+                [row, padding]
+            )
+
+    def read(self, cache: Array, slots: Array) -> Array:
+        """[tokens, padded], as stored."""
+        return cache[(slots // self.page_size)[:, None], self.index[:, slots % self.page_size].T]

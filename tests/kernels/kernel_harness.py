@@ -88,7 +88,7 @@ def merged(target: str, descs: Iterable[KernelDesc]) -> str:
         lines = emit(made, choose(made, TARGETS[target]), TARGETS[target]).splitlines()
         kept = [line for line in lines if not line.startswith(("#include", "#define TS_AVX512"))]
         parts.append("\n".join([f"namespace in_{symbol} {{", *kept, "}"]))
-    includes = [f'#include "{name}"' for name in ("launch_abi.h", "head.h")]
+    includes = [f'#include "{name}"' for name in ("launch_abi.h", "head.h", "latent.h")]
     return "\n".join([f"#define TS_AVX512 {TARGETS[target].lanes512}", *includes, RUNNER, *parts])
 
 

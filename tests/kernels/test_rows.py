@@ -39,8 +39,8 @@ GATHERS = [
     desc("gather-bf16", d.GatherRows(d.args_of(*OUT), 72, "bf16")),
 ]
 ROPES = [
-    desc("rope", d.Rope(d.args_of("x", "table:weight", "out!"), 3, 80, 40, "bf16")),
-    desc("rope-whole", d.Rope(d.args_of("x", "table:weight", "out!"), 2, 64, 64, "f32")),
+    desc("rope", d.Rope(d.args_of("x", "table:weight", "out!"), 3, 80, 40, True, "bf16")),
+    desc("rope-whole", d.Rope(d.args_of("x", "table:weight", "out!"), 2, 64, 64, False, "f32")),
 ]
 KV_WRITES = [
     desc("kv-write", d.KvWrite(d.args_of("kv:kv", "k", "v"), 2, 80, "f32", "bf16", "bf16", 32)),
@@ -49,13 +49,16 @@ KV_WRITES = [
 ]
 FULL = ("qkv", "q_norm:weight", "table:weight", "k_norm:weight", "kv:kv", "q!")
 QKV_WRITES = [
-    desc("qkv-write", d.QkvWrite(d.args_of(*FULL), 4, 2, 64, 1e-6, 1e-5, 64, "bf16", 32)),
+    desc("qkv-write", d.QkvWrite(d.args_of(*FULL), 4, 2, 64, 1e-6, 1e-5, 64, False, "bf16", 32)),
     desc(
         "qkv-write-partial",
-        d.QkvWrite(d.args_of("qkv", "table:weight", "kv:kv", "q!"), 3, 1, 40, 0.0, 0.0, 20, "bf16", 64),
+        d.QkvWrite(d.args_of("qkv", "table:weight", "kv:kv", "q!"), 3, 1, 40, 0.0, 0.0, 20, True, "bf16", 64),
     ),
-    desc("qkv-write-f32", d.QkvWrite(d.args_of(*FULL), 2, 2, 24, 1e-6, 1e-6, 24, "f32", 32)),
-    desc("qkv-write-plain", d.QkvWrite(d.args_of("qkv", "kv:kv", "q!"), 2, 1, 96, 0.0, 0.0, 0, "f32", 64)),
+    desc("qkv-write-f32", d.QkvWrite(d.args_of(*FULL), 2, 2, 24, 1e-6, 1e-6, 24, False, "f32", 32)),
+    desc(
+        "qkv-write-plain",
+        d.QkvWrite(d.args_of("qkv", "kv:kv", "q!"), 2, 1, 96, 0.0, 0.0, 0, False, "f32", 64),
+    ),
 ]
 
 
@@ -160,9 +163,12 @@ def angles(rotary: int) -> np.ndarray:
     return np.concatenate([np.cos(angle), np.sin(angle)], axis=-1).astype(np.float32)
 
 
-def rotated(x: np.ndarray, table: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """float64: x[T, heads, D] with its first elements rotated in halves."""
+def rotated(x: np.ndarray, table: np.ndarray, positions: np.ndarray, interleaved: bool = False) -> np.ndarray:
+    """float64: x[T, heads, D] with its first elements rotated in halves, or neighbours, given in halves."""
     half = table.shape[-1] // 2
+    if interleaved:
+        first = x[..., : 2 * half]
+        x = np.concatenate([first[..., 0::2], first[..., 1::2], x[..., 2 * half :]], axis=-1)
     cosine, sine = (
         part[positions][:, None].astype(np.float64) for part in (table[:, :half], table[:, half:])
     )
@@ -194,7 +200,11 @@ def test_rope(name: str) -> None:
         call(name, variant, {"positions": positions}, arguments, threads)
         return [out.array]
 
-    assert near(on_every_variant(run)[0], rotated(x.astype(np.float64), table, positions), made.out_dtype)
+    assert near(
+        on_every_variant(run)[0],
+        rotated(x.astype(np.float64), table, positions, made.interleaved),
+        made.out_dtype,
+    )
 
 
 class Cache:
@@ -280,7 +290,7 @@ def test_qkv_write(name: str) -> None:
         if made.has("q_norm"):
             parts[i] = parts[i] / np.sqrt((parts[i] ** 2).mean(-1, keepdims=True) + eps) * weight
         if made.rotary:
-            parts[i] = rotated(parts[i], table, positions)
+            parts[i] = rotated(parts[i], table, positions, made.interleaved)
     assert near(q, parts[0], made.dtype)
     k, v = (x[..., : made.head_dim] for x in cache.layout.read(kv, cache.batch["slots"]))
     assert near(k, parts[1], made.dtype)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -24,6 +26,7 @@ from transformers import (
 )
 
 FAMILIES = {
+    "deepseek_v3": (DeepseekV3Config, DeepseekV3ForCausalLM),
     "llama": (LlamaConfig, LlamaForCausalLM),
     "mistral": (MistralConfig, MistralForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
@@ -69,8 +72,24 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 64,
 }
 
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 40,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+    "first_k_dense_replace": 2,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "moe_intermediate_size": 32,
+}
+
 # Each leaves the beaten path somewhere: head counts, ties, biases, rope scalings, odd sizes, windows.
 SPECS: dict[str, Spec] = {
+    "deepseek-dense": Spec("deepseek_v3", LATENT),
     "llama-mha": Spec("llama", {"num_key_value_heads": 4}),
     "llama-gqa-tied": Spec("llama", {"num_attention_heads": 8, "head_dim": 16, "tie_word_embeddings": True}),
     "llama-mqa-odd-sizes": Spec(

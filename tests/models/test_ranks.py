@@ -42,6 +42,8 @@ CASES: dict[str, tuple[Spec, int]] = {
         ),
         4,
     ),
+    "deepseek dense tp=2": (SPECS["deepseek-dense"], 2),
+    "deepseek dense tp=4": (SPECS["deepseek-dense"], 4),
     "llama, sizes that do not divide, tp=4": (
         Spec("llama", {**WIDE, "vocab_size": 509, "intermediate_size": 90}),
         4,

@@ -84,7 +84,7 @@ def test_rows_are_padded_to_64_bytes() -> None:
     ("layout", "shape", "message"),
     [
         ("columns", (2, 2), "no layout 'columns'"),
-        ("tiles", (2,), r"takes a weight \[N, K\]"),
+        ("tiles", (2,), r"takes a weight \[..., N, K\]"),
         ("rows", (), "at least one dim"),
     ],
 )

@@ -23,7 +23,18 @@ from tscompile.layout import lay_back
 from tscompile.mesh import Mesh
 from tscompile.parser import parse
 from tscompile.reader import Plan
-from tscompile.recipe import Checkpoint, Concat, Interleave, Pad, Recipe, Repeat, RopeTable, ShardOf
+from tscompile.recipe import (
+    Checkpoint,
+    Concat,
+    Interleave,
+    Pad,
+    Recipe,
+    Repeat,
+    RopeTable,
+    ShardOf,
+    Slice,
+    View,
+)
 
 PASSES = [name for name in pipeline.ALL if name not in ("emit", "text")]
 
@@ -67,6 +78,8 @@ def rows_of(recipe: Recipe, shapes: dict[str, tuple[int, ...]], ranks: int) -> i
             return rows_of(part, shapes, ranks) * (1 if dim else times)
         case Pad(_, 0, size):
             return size
+        case Slice(_, 0, start, stop):
+            return stop - start
         case Checkpoint(name):
             return shapes[name][0]
     raise AssertionError(recipe)
@@ -77,6 +90,10 @@ def whole(recipe: Recipe, given: dict[str, Tensor]) -> Tensor:
     match recipe:
         case Checkpoint(name):
             return given[name]
+        case Slice(part, dim, start, stop):
+            return whole(part, given).narrow(dim, start, stop - start)
+        case View(part, shape, order):
+            return whole(part, given).reshape(shape).permute(order)
         case Pad(part, 0, size):
             tensor = whole(part, given)
             return torch.cat([tensor, torch.zeros(size - len(tensor), *tensor.shape[1:])])

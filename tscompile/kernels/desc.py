@@ -132,7 +132,7 @@ class QkvWrite(KernelDesc):
     cache of dtype.
 
     Roles: qkv, q_norm f32[head_dim], k_norm f32[head_dim], table f32[max_context, rotary] (each if there is
-    one), kv, q. rotary: 0 without a table. Norms come before RoPE."""
+    one), kv, q. rotary: 0 without a table. interleaved: RoPE pairs neighbours. Norms come before RoPE."""
 
     kind = "qkv_write"
     heads: int
@@ -141,6 +141,7 @@ class QkvWrite(KernelDesc):
     q_eps: float
     k_eps: float
     rotary: int
+    interleaved: bool
     dtype: str
     page_size: int
 
@@ -164,6 +165,58 @@ class Attention(KernelDesc):
 
 
 @dataclass(frozen=True)
+class HeadLinear(KernelDesc):
+    """x[T, heads, k], weight[heads, n, k] of dtype in tiles -> out[T, heads, n] of out_dtype.
+
+    rotary: 0, or how many elements of a head of x follow its k, are rotated and given behind the n; then
+    interleaved says how RoPE pairs. x_dtype: of dtype, or f32, which is rounded to dtype. Roles: x, weight,
+    table f32[max_context, rotary] (if rotary), out."""
+
+    kind = "head_linear"
+    heads: int
+    k: int
+    n: int
+    rotary: int
+    interleaved: bool
+    x_dtype: str
+    dtype: str
+    out_dtype: str
+
+
+@dataclass(frozen=True)
+class LatentWrite(KernelDesc):
+    """row[T, row] of row_dtype -> the cache of latents of dtype.
+
+    rotary: 0, or how many last elements are rotated, while those before are normed with eps; then
+    interleaved says how RoPE pairs. Roles: kv, row, norm f32[row - rotary] and table f32[max_context, rotary]
+    (if rotary)."""
+
+    kind = "latent_write"
+    row: int
+    eps: float
+    rotary: int
+    interleaved: bool
+    row_dtype: str
+    dtype: str
+    page_size: int
+
+
+@dataclass(frozen=True)
+class LatentAttention(KernelDesc):
+    """q[T, heads, row] of dtype, the layer's cache of latents of dtype -> out[T, heads, rank] of out_dtype.
+    Causal. A key is a row of the cache, its value the first `rank` elements. Roles: q, kv, out."""
+
+    kind = "latent_attention"
+    heads: int
+    row: int
+    rank: int
+    dtype: str
+    page_size: int
+    scale: float
+    out_dtype: str
+
+
+@dataclass(frozen=True)
 class GatherRows(KernelDesc):
     """x[T, width] of dtype -> out[L, width], row r being row logit_rows[r]. Roles: x, out."""
 
@@ -174,12 +227,14 @@ class GatherRows(KernelDesc):
 
 @dataclass(frozen=True)
 class Rope(KernelDesc):
-    """x f32[T, heads, head_dim], table f32[max_context, rotary] -> out of out_dtype. Roles: x, table, out."""
+    """x f32[T, heads, head_dim], table f32[max_context, rotary] -> out of out_dtype. interleaved: RoPE
+    pairs neighbours. Roles: x, table, out."""
 
     kind = "rope"
     heads: int
     head_dim: int
     rotary: int
+    interleaved: bool
     out_dtype: str
 
 
@@ -246,5 +301,11 @@ class Elementwise(KernelDesc):
 
 
 def padded_head(head_dim: int) -> int:
-    """A head's elements in the KV cache."""
+    """A head's elements, or a latent row's, in the KV cache."""
     return round_up(head_dim, HEAD_MULTIPLE)
+
+
+def page_elements(state: tuple[int, ...], page_size: int) -> int:
+    """Elements of one layer's page of a KV state, [num_kv_heads, head_dim] or the row of a latent."""
+    *heads, row = state
+    return (2 * heads[0] if heads else 1) * padded_head(row) * page_size

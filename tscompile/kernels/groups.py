@@ -15,6 +15,7 @@ from tscompile.ops.base import integer, number
 
 TILES = "tiles"
 ROWS = "rows"
+PRODUCTS = ("linear", "head_linear")  # kinds that multiply by a weight, their anchor's second input
 
 
 def layouts_of(groups: list[Group]) -> dict[str, str]:
@@ -25,10 +26,10 @@ def layouts_of(groups: list[Group]) -> dict[str, str]:
         for value in group.inputs:
             if isinstance(value, Weight):
                 layouts.setdefault(value.name, ROWS)
-        if group.group == "linear":
-            layouts[_only(group, "linear").inputs[1].name] = TILES
+        if group.group in PRODUCTS:
+            layouts[_only(group, group.group).inputs[1].name] = TILES
     for group in groups:
-        others = [] if group.group in ("linear", "embed") else group.inputs
+        others = [] if group.group in (*PRODUCTS, "embed") else group.inputs
         for value in others:
             if layouts.get(value.name) == TILES and isinstance(value, Weight):
                 raise InternalError(
@@ -199,7 +200,7 @@ def _qkv_write(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
     roles.add("kv", state)
     roles.give("q", q)
     part = {id(value): name for value, name in zip(split.outputs, "qkv", strict=True)}
-    eps, rotary = {"q": 0.0, "k": 0.0}, 0
+    eps, rotary, interleaved = {"q": 0.0, "k": 0.0}, 0, set[bool]()
     for op in group.body:
         name = part.get(id(op.inputs[0]), "")
         if op.kind in ("reshape", "cast", "rms_norm", "rope"):
@@ -209,6 +210,7 @@ def _qkv_write(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
             roles.add(f"{name}_norm", op.inputs[1])
         if op.kind == "rope":
             rotary = _int(op.inputs[1].shape[1])
+            interleaved.add(bool(op.attrs["interleaved"]))
             if "table" not in roles.roles.get(id(op.inputs[1]), []):
                 roles.add("table", op.inputs[1])
     rotated = [part[id(op.inputs[0])] for op in group.body if op.kind == "rope"]
@@ -216,13 +218,23 @@ def _qkv_write(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
         [part.get(id(v)) for v in (q, *write.inputs[1:3])] == ["q", "k", "v"]
         and set(eps) == {"q", "k"}
         and rotated in ([], ["q", "k"], ["k", "q"])
+        and len(interleaved) <= 1
         and split.inputs[0].row_elements == (heads + 2 * kv_heads) * head_dim
     )
     if not fits:
         raise InternalError(f"{group.name}: q, k and v do not take the way that qkv_write computes")
     page_size = integer(write.attrs, "page_size")
     return desc.QkvWrite(
-        roles.args(), heads, kv_heads, head_dim, eps["q"], eps["k"], rotary, state.dtype, page_size
+        roles.args(),
+        heads,
+        kv_heads,
+        head_dim,
+        eps["q"],
+        eps["k"],
+        rotary,
+        interleaved == {True},
+        state.dtype,
+        page_size,
     )
 
 
@@ -245,6 +257,83 @@ def _attention(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
     )
 
 
+def _head_linear(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
+    op, rope, roles, out = _only(group, "head_linear"), _maybe(group, "rope"), _Roles(group), _result(group)
+    x, weight = op.inputs
+    heads, n, k = (_int(dim) for dim in weight.shape)
+    rotary, interleaved = _tail(group, rope, op.outputs[0])
+    if rope:
+        x = _only(group, "split").inputs[0]
+    roles.add("x", x)
+    roles.add("weight", weight)
+    if rope:
+        roles.add("table", rope.inputs[1])
+    roles.give("out", out)
+    return desc.HeadLinear(
+        roles.args(), heads, k, n, rotary, interleaved, roles.origin(x).dtype, weight.dtype, out.dtype
+    )
+
+
+def _latent_write(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
+    op, cast, roles = _only(group, "latent_write"), _maybe(group, "cast"), _Roles(group)
+    norm, rope = _maybe(group, "rms_norm"), _maybe(group, "rope")
+    state, row = op.inputs[0], roles.origin(cast.inputs[0] if cast else op.inputs[1])
+    rotary, interleaved = _tail(group, rope, norm.outputs[0] if norm else row)
+    roles.add("kv", state)
+    if norm and rope:
+        row = _only(group, "split").inputs[0]
+        roles.add("norm", norm.inputs[1])
+        roles.add("table", rope.inputs[1])
+    roles.add("row", row)
+    return desc.LatentWrite(
+        roles.args(),
+        _int(state.shape[0]),
+        number(norm.attrs, "eps") if norm else 0.0,
+        rotary,
+        interleaved,
+        row.dtype,
+        state.dtype,
+        integer(op.attrs, "page_size"),
+    )
+
+
+def _tail(group: Group, rope: Op | None, head: Value) -> tuple[int, bool]:
+    """(rotary, interleaved) of a group that computes `head` from the first part of a split, rotates the
+    second and puts them together again; (0, False) if it does not rotate."""
+    if rope is None:
+        return 0, False
+    split, concat, roles = _only(group, "split"), _only(group, "concat"), _Roles(group)
+    rotary = _int(rope.inputs[1].shape[1])
+    parts = [roles.origin(value) for value in concat.inputs]
+    fits = (
+        parts == [head, rope.outputs[0]]
+        and roles.origin(rope.inputs[0]) is split.outputs[1]
+        and len(split.outputs) == 2
+        and split.outputs[1].shape[-1] == rotary
+    )
+    if not fits:
+        raise InternalError(f"{group.name}: its parts do not take the way that the kernel computes")
+    return rotary, bool(rope.attrs["interleaved"])
+
+
+def _latent_attention(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
+    op, roles, out = _only(group, "latent_attention"), _Roles(group), _result(group)
+    q, state = op.inputs[0], op.inputs[1]
+    roles.add("q", q)
+    roles.add("kv", state)
+    roles.give("out", out)
+    return desc.LatentAttention(
+        roles.args(),
+        _int(q.shape[1]),
+        _int(state.shape[0]),
+        integer(op.attrs, "rank"),
+        state.dtype,
+        integer(op.attrs, "page_size"),
+        number(op.attrs, "scale"),
+        out.dtype,
+    )
+
+
 def _gather_rows(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
     op, roles = _only(group, "gather_rows"), _Roles(group)
     _batch_array(group, op.inputs[1], ("logit_rows",))
@@ -259,7 +348,14 @@ def _rope(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
     roles.add("x", x)
     roles.add("table", table)
     roles.give("out", out)
-    return desc.Rope(roles.args(), _int(x.shape[1]), _int(x.shape[2]), _int(table.shape[1]), out.dtype)
+    return desc.Rope(
+        roles.args(),
+        _int(x.shape[1]),
+        _int(x.shape[2]),
+        _int(table.shape[1]),
+        bool(op.attrs["interleaved"]),
+        out.dtype,
+    )
 
 
 def _kv_write(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
@@ -308,6 +404,9 @@ _DESCRIBERS: dict[str, Callable[[Group, Mapping[str, str]], KernelDesc]] = {
     "linear": _linear,
     "qkv_write": _qkv_write,
     "attention": _attention,
+    "head_linear": _head_linear,
+    "latent_write": _latent_write,
+    "latent_attention": _latent_attention,
     "gather_rows": _gather_rows,
     "rope": _rope,
     "kv_write": _kv_write,

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tscompile.errors import CompileError
-from tscompile.kernels.desc import Attention, KernelDesc, Linear, padded_head
+from tscompile.kernels.desc import Attention, HeadLinear, KernelDesc, LatentAttention, Linear, padded_head
 from tscompile.kernels.target import Target
 from tscompile.layout import round_up
 
@@ -56,12 +56,15 @@ Tiling = LinearTiling | AttentionTiling | RowTiling
 def choose(desc: KernelDesc, target: Target) -> Tiling:
     """The configuration of `desc` on `target`."""
     variants = VARIANTS_AVX512 if target.lanes512 else VARIANTS_AVX2
-    if isinstance(desc, Linear):
+    if isinstance(desc, (Linear, HeadLinear)):
         amx = target.amx and desc.dtype == "bf16"
         return _linear(desc.k, target.l2_bytes, variants, amx)
     if isinstance(desc, Attention):
         amx = target.amx and desc.dtype == "bf16"
         return AttentionTiling(_attention_rows(desc), variants, amx)
+    if isinstance(desc, LatentAttention):
+        amx = target.amx and desc.dtype == "bf16"
+        return AttentionTiling(_latent_rows(desc, target.l2_bytes), variants, amx)
     return RowTiling()
 
 
@@ -87,3 +90,10 @@ def _attention_rows(desc: Attention) -> int:
     for tiles."""
     row_bytes = 4 * (2 * padded_head(desc.head_dim) + desc.page_size)
     return min(max((96 << 10) // row_bytes // 16 * 16, 16), 64)
+
+
+def _latent_rows(desc: LatentAttention, l2_bytes: int) -> int:
+    """As many as fit half of L2: a page is brought into the order of keys once for all of them, and its cost,
+    about that of 2 rows' products (of 20 on tiles), must not count."""
+    row_bytes = 4 * (padded_head(desc.row) + desc.rank + desc.page_size)
+    return min(max(l2_bytes // 2 // row_bytes // 16 * 16, 16), 128)

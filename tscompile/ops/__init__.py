@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from tscompile.errors import InternalError
-from tscompile.ops import attention, collective, dense, elementwise, experts, layout
+from tscompile.ops import attention, collective, dense, elementwise, experts, latent, layout
 from tscompile.ops.base import REGISTRY, OpDef, Rule, ShapeError, Slot, Type
 
 __all__ = ["REGISTRY", "OpDef", "Rule", "ShapeError", "Slot", "Type", "lookup"]
 
-_ = (attention, collective, dense, elementwise, experts, layout)  # importing them fills the registry
+_ = (attention, collective, dense, elementwise, experts, latent, layout)  # importing them fills the registry
 
 
 def lookup(kind: str) -> OpDef:

@@ -6,6 +6,7 @@ tensors indexed by slot. Kernels lay it out as ARCHITECTURE.md says, "The KV cac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tscompile.ir import Value
+from tscompile.ir import DTYPES, Value
 from tscompile.ops.base import (
     Attrs,
     OpDef,
@@ -25,26 +26,51 @@ from tscompile.ops.base import (
     elements,
     expect,
     integer,
+    ints,
     num_bytes,
     number,
     register,
     size_of,
     text_of,
 )
+from tscompile.ops.elementwise import TORCH_DTYPES
 
 
 @dataclass
 class KVCache:
-    """k, v: [num_slots, num_kv_heads, head_dim], updated in place."""
+    """k, v: [num_slots, num_kv_heads, head_dim], updated in place. Of a latent state (ops/latent.py) k holds
+    the rows [num_slots, rank + rope], and v nothing."""
 
     k: Tensor
     v: Tensor
 
+    @staticmethod
+    def empty(state: Value, num_slots: int) -> KVCache:
+        """Zeros for the slots of a KV state."""
+        shape, dtype = (num_slots, *ints(state.shape)), TORCH_DTYPES[state.dtype]
+        latent = len(state.shape) == 1
+        return KVCache(torch.zeros(shape, dtype=dtype), torch.zeros(0 if latent else shape, dtype=dtype))
+
+
+def context_slots(page_table: Tensor, length: int, page_size: int) -> Tensor:
+    """i64[length]: where the keys of a sequence lie, page_table being its row."""
+    keys = torch.arange(length)
+    return page_table.long()[keys // page_size] * page_size + keys % page_size
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float) -> Tensor:
+    """softmax(q.k * scale) . v for q [Q, H, D], k [K, H, D] and v [K, H, E] f32, seen bool[Q, K] ->
+    f32[Q, H, E]. p is rounded to q's dtype before its product."""
+    scores = torch.einsum("qhd,khd->hqk", q.float(), k) * scale
+    scores = scores.masked_fill(~seen, float("-inf"))
+    p = torch.exp(scores - scores.amax(-1, keepdim=True))
+    weighted = torch.einsum("hqk,khd->qhd", p.to(q.dtype).float(), v)
+    return weighted / p.sum(-1).transpose(0, 1)[..., None]
+
 
 # --- rope: x[T, H, D], table[max_context, R], positions[T] -> x with its first R elements of each head
-# rotated. The halves of R are
-# paired: (i, i + R/2). The table's row is cos[R/2], sin[R/2].
-# ------------------------------------------------------------------
+# rotated. The halves of R are paired, (i, i + R/2); if `interleaved`, neighbours are, (2i, 2i + 1), and the
+# rotated pair is given at (i, i + R/2), as transformers does it. The table's row is cos[R/2], sin[R/2]. ---
 
 
 def _rope(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
@@ -70,7 +96,10 @@ def _rope_reference(context: RankContext, inputs: list[Tensor], attrs: Attrs) ->
     half = table.shape[1] // 2
     row = table[positions.long()][:, None, :]
     cos, sin = row[..., :half], row[..., half:]
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    rest = x[..., 2 * half :]
+    first, second = x[..., :half], x[..., half : 2 * half]
+    if attrs["interleaved"]:
+        first, second = x[..., 0 : 2 * half : 2], x[..., 1 : 2 * half : 2]
     return [torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)]
 
 
@@ -80,6 +109,7 @@ register(
         (Slot("x", "f32"), Slot("table", "f32"), Slot("positions", "i32")),
         _rope,
         _rope_factors,
+        {"interleaved": bool},
         reference=_rope_reference,
         flops=lambda inputs, outputs, attrs, sizes: 3 * elements(outputs[0].shape, sizes),
     )
@@ -162,38 +192,45 @@ def _attention_reference(context: RankContext, inputs: list[Any], attrs: Attrs) 
     repeat = q.shape[1] // state.k.shape[1]
     for s in range(context_len.numel()):
         rows = slice(int(query_start[s]), int(query_start[s + 1]))
-        keys = torch.arange(int(context_len[s]))
-        slots = page_table[s].long()[keys // page_size] * page_size + keys % page_size
-        k = state.k[slots].float().repeat_interleave(repeat, dim=1)
-        v = state.v[slots].float().repeat_interleave(repeat, dim=1)
-        at = positions[rows].long()[:, None]
+        slots = context_slots(page_table[s], int(context_len[s]), page_size)
+        k, v = (half[slots].float().repeat_interleave(repeat, dim=1) for half in (state.k, state.v))
+        keys, at = torch.arange(len(slots)), positions[rows].long()[:, None]
         seen = (keys <= at) & (keys > at - window) if window else keys <= at
-        scores = torch.einsum("qhd,khd->hqk", q[rows].float(), k) * scale
-        scores = scores.masked_fill(~seen, float("-inf"))
-        p = torch.exp(scores - scores.amax(-1, keepdim=True))
-        weighted = torch.einsum("hqk,khd->qhd", p.to(q.dtype).float(), v)
-        out[rows] = weighted / p.sum(-1).transpose(0, 1)[..., None]
+        out[rows] = attend(q[rows], k, v, seen, scale)
     return [out]
 
 
 def _attention_flops(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs, sizes: Sizes) -> int:
     """Against a context of sizes["context"] tokens."""
-    return 4 * elements(inputs[0].shape, sizes) * _visible(attrs, sizes)
+    return 4 * elements(inputs[0].shape, sizes) * visible(attrs, sizes)
 
 
 def _attention_bytes(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs, sizes: Sizes) -> int:
-    sequences = size_of(inputs[4].shape[0], sizes)
-    state = inputs[1]
-    cache = Value("cache", state.shape, state.dtype)
-    return num_bytes([inputs[0], *outputs], sizes) + 2 * sequences * _visible(attrs, sizes) * num_bytes(
-        [cache], sizes
+    read = 2 * size_of(inputs[4].shape[0], sizes) * visible(attrs, sizes) * row_bytes(inputs[1])
+    return num_bytes([inputs[0], *outputs], sizes) + read
+
+
+def row_bytes(state: Value) -> int:
+    """Bytes of one row of a KV state: of K or V, or of a latent."""
+    return math.prod(ints(state.shape)) * DTYPES[state.dtype]
+
+
+def visible(attrs: Attrs, sizes: Sizes) -> int:
+    """Keys that a query sees of a context of sizes["context"] tokens."""
+    return (
+        min(integer(attrs, "window") or sizes["context"], sizes["context"])
+        if "window" in attrs
+        else sizes["context"]
     )
 
 
-def _visible(attrs: Attrs, sizes: Sizes) -> int:
-    window = integer(attrs, "window")
-    return min(window, sizes["context"]) if window else sizes["context"]
-
+# The batch arrays that say where a query's keys lie.
+ARRAYS = (
+    Slot("positions", "i32"),
+    Slot("query_start", "i32"),
+    Slot("context_len", "i32"),
+    Slot("page_table", "i32"),
+)
 
 register(
     OpDef(
@@ -201,10 +238,7 @@ register(
         (
             Slot("q", "storage"),
             Slot("state", "state"),
-            Slot("positions", "i32"),
-            Slot("query_start", "i32"),
-            Slot("context_len", "i32"),
-            Slot("page_table", "i32"),
+            *ARRAYS,
         ),
         _attention,
         _attention_factors,

@@ -6,10 +6,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from tscompile.ir import DTYPES, Attr, Dim, Shape, Sym, Value
+from tscompile.ir import DTYPES, Attr, Dim, Op, Shape, Sym, Value, Weight
 from tscompile.mesh import Mesh
+from tscompile.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,6 +90,19 @@ Flops = Callable[[Sequence[Value], Sequence[Value], Attrs, Sizes], int]
 Localize = Callable[[Attrs, Sequence[Value], Mapping[str, str]], dict[str, Attr]]
 
 
+class Expansion(Protocol):
+    """What an op's expansion is written with."""
+
+    def emit(self, kind: str, inputs: Sequence[Value], attrs: Mapping[str, Attr], name: str) -> Value:
+        """The output of a new op, which is called `name` under the module's path."""
+
+    def weight(self, name: str, shape: tuple[int, ...], recipe: Recipe) -> Weight:
+        """A new weight."""
+
+
+Expand = Callable[[Expansion, Op], Value]
+
+
 @dataclass(frozen=True)
 class OpDef:
     """One op.
@@ -98,7 +112,9 @@ class OpDef:
     axis's ranks in order -> theirs. elementwise: each output element depends on the same element of each
     input (equal shapes, or a suffix that is broadcast). coordinate: the attr that names the mesh axis on
     which the op depends on its rank's coordinate, or "" where it does not. flops and bytes: for sizes of the
-    symbolic dims. localize: attrs of one rank, given local outputs and {factor: axis}.
+    symbolic dims. localize: attrs of one rank, given local outputs and {factor: axis}. expand: the other ops
+    that compute it, for an op that a model file may say and no kernel does; the value that takes its output's
+    place.
     """
 
     name: str
@@ -108,6 +124,7 @@ class OpDef:
     attrs: Mapping[str, type] = field(default_factory=dict)
     reference: Reference | None = None
     across: Across | None = None
+    expand: Expand | None = None
     elementwise: bool = False
     coordinate: str = ""
     flops: Flops = lambda inputs, outputs, attrs, sizes: sum(elements(v.shape, sizes) for v in outputs)

@@ -15,9 +15,10 @@ from typing import Any
 from tscompile.build import Build, Options, TargetBuild
 from tscompile.errors import CompileError, InternalError
 from tscompile.ir import DTYPES, Graph, Group, Sym, Value, Weight
-from tscompile.kernels.desc import padded_head
+from tscompile.kernels.desc import page_elements
 from tscompile.kernels.steps import COLLECTIVE, launch_fields
 from tscompile.layout import ALIGN, round_up
+from tscompile.ops.base import ints
 from tscompile.passes.pack import Packed
 
 LAUNCH_ABI = 2  # csrc/launch_abi.h, TS_LAUNCH_ABI
@@ -87,12 +88,9 @@ def page_bytes(graph: Graph, page_size: int) -> int:
     it."""
     sizes = [0]
     for state in graph.states:
-        heads, head_dim = state.shape
-        assert isinstance(heads, int)
-        assert isinstance(head_dim, int)
-        sizes.append(2 * heads * padded_head(head_dim) * page_size * DTYPES[state.dtype])
+        sizes.append(page_elements(ints(state.shape), page_size) * DTYPES[state.dtype])
     if not max(sizes):
-        raise CompileError("the model has no PagedAttention: nothing in it depends on the context")
+        raise CompileError("the model has no attention: nothing in it depends on the context")
     return max(sizes)
 
 

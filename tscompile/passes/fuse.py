@@ -32,6 +32,12 @@ HEAD = ("cast", "rope", "rms_norm")  # what a head may go through between projec
 Q, K, V = projection("q"), projection("k"), projection("v")
 WRITE = Node("kv_write", (Bind("state"), Through(HEAD, K, "k"), Through(("cast",), V, "v")), name="write")
 QKV = Node("attention", (Through(HEAD, Q, "q"), WRITE))
+LATENT = Node("rms_norm", (projection("latent"), Parameter("norm")))
+LATENT_ROW = Node("concat", (LATENT, Through(("rope",), projection("k_rope"), "k_rope")))
+LATENT_WRITE = Node("latent_write", (Bind("state"), Through(("cast",), LATENT_ROW, "row")))
+Q_LATENT = Node("head_linear", (Through(("cast",), Bind("q_nope"), "x"), Parameter("w_k")))
+LATENT_QUERY = Node("concat", (Q_LATENT, Node("rope", (Bind("q_rope"), Parameter("table")), name="rope")))
+QUERY = Node("latent_attention", (Through(("cast",), LATENT_QUERY, "q"),))
 GATE_UP = Node("mul", (Node("silu", (projection("gate"),)), projection("up")), swap=True)
 
 
@@ -87,6 +93,9 @@ CUTS = (
         receipt=("residual_rms_norm", "add"),
     ),
     Cut("attention", "attention", after=("cast",)),
+    Cut("head_linear", "head_linear", after=("cast",)),
+    Cut("latent_attention", "latent_attention", after=("cast",)),
+    Cut("latent_write", "latent_write", before={1: ("cast",)}),
     Cut("embed", "embedding"),
     Cut("rope", "rope", after=("cast",)),
     Cut("kv_write", "kv_write", before={1: ("cast",), 2: ("cast",)}),
@@ -104,11 +113,14 @@ def run(build: Build) -> None:
     fuser.split_weights()
     fuser.merge("gate_up_swiglu", "mul", Either(EXPERTS_GATE_UP, GATE_UP), fuser.merge_gate_up)
     fuser.merge("qkv", "attention", QKV, fuser.merge_qkv)
+    fuser.merge("latent_write", "latent_write", LATENT_WRITE, fuser.merge_latent)
+    fuser.merge("latent_query", "latent_attention", QUERY, fuser.join_query)
     graph.ops = in_order(graph.ops)
     cutter = Cutter(graph, fuser.rewriter.names)
-    for write, members in fuser.qkv_writes:
-        cutter.group("qkv_write", members)
-        fuser.note("qk_norm_rope_kv_write", write)
+    for kind, members in fuser.groups:
+        cutter.group(kind, members)
+        if kind == "qkv_write":
+            fuser.note("qk_norm_rope_kv_write", members[-1])
     for cut in CUTS:
         for op, reason in cutter.cut(cut):
             fuser.note(cut.receipt[0], op, reason)
@@ -119,9 +131,7 @@ def run(build: Build) -> None:
 class _Fuser:
     rewriter: Rewriter
     receipts: list[Receipt]
-    qkv_writes: list[tuple[Op, list[Op]]] = field(
-        default_factory=list
-    )  # kv_write ops, and their groups' members
+    groups: list[tuple[str, list[Op]]] = field(default_factory=list)  # found whole: a kind and its members
 
     def note(self, pattern: str, op: Op, reason: str = "") -> None:
         self.receipts.append(Receipt(pattern, op.name, str(op.source or ""), not reason, reason))
@@ -247,16 +257,47 @@ class _Fuser:
             raise Mismatch("q or k is normed over the whole row, wanted over each head [T, heads, head_dim]")
         if len({id(op.inputs[1]) for op in heads if op.kind == "rope"}) > 1:
             raise Mismatch("q and k are rotated by different tables")
-        tops = {name: found.ops.get(f"{name}.add", found.ops[f"{name}.linear"]).outputs[0] for name in "qkv"}
-        joined = self.merged(found, ("q", "k", "v"), "qkv", Concat)
-        parts = [self.rewriter.like(top, f"{joined.name}.{name}") for name, top in tops.items()]
+        split = self._merged_and_split(found, ("q", "k", "v"), "qkv")
+        self.groups.append(("qkv_write", [split, *heads, found.ops["write"]]))
+
+    def _merged_and_split(self, found: Found, names: tuple[str, ...], called: str) -> Op:
+        """The projections merged into one, and the split that gives its parts to their readers."""
+        tops = [found.ops.get(f"{name}.add", found.ops[f"{name}.linear"]).outputs[0] for name in names]
+        joined = self.merged(found, names, called, Concat)
+        parts = [
+            self.rewriter.like(top, f"{joined.name}.{name}") for name, top in zip(names, tops, strict=True)
+        ]
         sizes = tuple(part.row_elements for part in parts)
-        split = Op("split", [joined], parts, {"sizes": sizes}, found.ops["q.linear"].source)
+        split = Op("split", [joined], parts, {"sizes": sizes}, found.ops[f"{names[0]}.linear"].source)
         maker = self.rewriter.matcher.producers[id(joined)]
         self.rewriter.replace([], maker, [maker, split])
-        for top, part in zip(tops.values(), parts, strict=True):
+        for top, part in zip(tops, parts, strict=True):
             self.rewriter.reread(top, part)
-        self.qkv_writes.append((found.ops["write"], [split, *heads, found.ops["write"]]))
+        return split
+
+    # --- latent attention ---
+
+    def merge_latent(self, write: Op, found: Found) -> None:
+        """The projection of latent and key whole again, and all between it and the cache one group."""
+        rope = next((op for op in found.chains["k_rope"] if op.kind == "rope"), None)
+        if rope is None or rope.inputs[1].shape[1] != rope.inputs[0].row_elements:
+            raise Mismatch("the key is not rotated whole")
+        between = [op for op in found.inside if op.kind not in ("linear", "add")]
+        split = self._merged_and_split(found, ("latent", "k_rope"), "kv_a")
+        self.groups.append(("latent_write", [split, *between]))
+
+    def join_query(self, attention: Op, found: Found) -> None:
+        """A query's two parts, read from one row and written to one."""
+        split = self.rewriter.matcher.producers.get(id(found.values["q_nope"]))
+        parts = [found.values["q_nope"], found.values["q_rope"]]
+        if split is None or split.kind != "split" or split.outputs != parts:
+            raise Mismatch("q_nope and q_rope are not the two parts of one split")
+        if not all(self.rewriter.matcher.single(part) for part in parts):
+            raise Mismatch("a part of q has other readers")
+        if parts[1].shape[-1] != found.values["table"].shape[1]:
+            raise Mismatch("q_rope is not rotated whole")
+        members = [op for op in found.inside if op is not attention]
+        self.groups.append(("head_linear", [split, *members]))
 
 
 def _row_input(op: Op) -> int | None:

@@ -1,0 +1,1 @@
+../../../../../../templates/cpu/latent.h
