@@ -17,7 +17,7 @@ say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 .PHONY: help
 help:
 	@printf 'make demo    compile the demo model, serve it, stream an answer\nmake test    build everything and pass the whole test suite\n'
-	@printf 'make check   formatters, linters, type checker, sanitizers, fuzzing\nmake bench   measure, and write a dated report into artifacts/bench\n'
+	@printf 'make check   formatters, linters, type checker, sanitizers, fuzzing, planted bugs\nmake bench   measure, and write a dated report into artifacts/bench\n'
 	@printf 'make wheel   one wheel with tscompile and tsruntime, in dist\nmake lock    solve requirements.in anew\nmake clean   remove what was built\n'
 
 # ---- set-up --------------------------------------------------------------------------------------------------------
@@ -77,8 +77,8 @@ test: build engine
 
 CXX_FILES = $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'tests/*.cpp' 'tests/*.h')
 
-.PHONY: check lint sanitize fuzz
-check: lint sanitize fuzz
+.PHONY: check lint sanitize fuzz planted
+check: lint planted sanitize fuzz
 
 lint: build engine
 	$(call say,linters and type checker)
@@ -97,6 +97,10 @@ sanitize: $(VENV)/.ready
 	  $(BIN)/cmake --build build/$${s%%,*} -j $(JOBS); \
 	  $(BIN)/ctest --test-dir build/$${s%%,*} --output-on-failure -j $(JOBS) --progress; \
 	done
+
+planted: engine
+	$(call say,bugs planted into the engine, for the simulator to catch)
+	@$(BIN)/python tests/sim/planted.py
 
 fuzz: sanitize
 	$(call say,fuzz the plan loader)

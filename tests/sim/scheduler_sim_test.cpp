@@ -74,7 +74,7 @@ class World {
     const int32_t num_prompt = between(1, one_in(3) ? num_tokens_max - 1 : std::min(12, num_tokens_max - 1));
     r.prompt = toy::tokens(num_prompt, between(1, 3), options_.vocab_size);  // few families: prefixes are shared
     if (one_in(2)) r.prompt[below(static_cast<uint32_t>(num_prompt))] = between(4, 23);
-    if (one_in(60)) r.prompt[below(static_cast<uint32_t>(num_prompt))] = toy::kPoison;
+    if (one_in(25)) r.prompt[static_cast<size_t>(num_prompt) / 2] = toy::kPoison;  // often the same prompt again
     r.max_tokens = between(1, num_tokens_max - num_prompt);
     r.seed = below(4);
     r.temperature = one_in(2) ? 0.0F : 0.7F;
@@ -115,6 +115,9 @@ class World {
     const toy::Result &got = harness_.results.at(request.id);
     const toy::Result expected = toy::solo(request, options_);
     ASSERT_TRUE(got.finish.has_value()) << "request " << request.id << " never ended";
+    const auto poison = std::find(request.prompt.begin(), request.prompt.end(), toy::kPoison);
+    ASSERT_LE(got.num_cached, poison - request.prompt.begin())
+        << "request " << request.id << " found poison in the cache";
     const bool failed = got.finish == TS_FINISH_ERROR && got.message == "failed";
     const bool cancelled = got.finish == TS_FINISH_CANCELLED;
     if (!failed && !cancelled) {
