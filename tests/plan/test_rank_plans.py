@@ -10,9 +10,13 @@ import pytest
 import torch
 from checkpoints import Spec, reference
 from rank_executor import RankExecutor
+from test_variants import VARIANTS, write
 
 from tscompile.interpret import Sequences
 from tscompile.kernels.host import best_target
+from tscompile.passes import propagate
+from tscompile.price import Prices
+from tscompile.reader import Plan
 
 WIDE = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64, "vocab_size": 333}
 FAMILIES = {
@@ -57,3 +61,19 @@ def test_tokens_are_those_of_one_rank(family: str, tmp_path: Path) -> None:
         assert found[ranks][0] == found[1][0]
         for one, several in zip(found[1][1], found[ranks][1], strict=True):
             assert np.abs(several - one).max() <= 1e-4 * np.abs(one).max()
+
+
+def test_a_user_model_with_its_vocabulary_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where links cost nothing all weights are sharded, the embedding's table too, by rows."""
+    model, _ = write(VARIANTS["parallel attention and MLP, one norm"][0], tmp_path)
+    prompts = {"a": list(range(40)), "b": [60, 59, 3]}
+    found = {}
+    for ranks in (1, 2):
+        path = tmp_path / f"{ranks}.tsp"
+        monkeypatch.setattr(propagate, "PRICES", Prices(collective_s=1e-9, link_bytes_per_s=1e13))
+        plans.build(tmp_path, path, "f32", model=model, tp=ranks, page_size=PAGE_SIZE)
+        found[ranks] = greedy(path, prompts)
+    assert {"rank.tp@tp=0", "rank.tp@tp=1"} <= Plan(path).entries.keys()
+    assert found[2][0] == found[1][0]
+    for one, several in zip(found[1][1], found[2][1], strict=True):
+        assert np.abs(several - one).max() <= 1e-4 * np.abs(one).max()
