@@ -128,7 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--verify",
         action="store_true",
-        help="run the graph as captured and as fused on random tokens, and compare",
+        help="run the model as captured on one rank and as fused on every rank on random tokens, compare, "
+        "and write into the plan what was compared",
     )
     build.add_argument("--json", action="store_true", help="print a summary of the build as one JSON object")
 

@@ -5,10 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from checkpoints import Spec
+
 from tscompile import models, pipeline
 from tscompile.build import Options
 
 ALL_TARGETS = ("cpu-avx2", "cpu-avx512", "cpu-amx")
+
+# What runs on 1, 2 and 4 ranks: with 4, KV heads are repeated, and the vocabulary is padded.
+_RANKED = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64, "vocab_size": 333}
+RANKED = {
+    "llama": Spec("llama", {**_RANKED, "tie_word_embeddings": True}),
+    "mistral": Spec("mistral", {**_RANKED, "sliding_window": 24, "head_dim": 32}),
+    "qwen3": Spec("qwen3", {**_RANKED, "head_dim": 32, "attention_bias": True}),
+}
 
 
 def build(

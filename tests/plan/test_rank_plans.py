@@ -1,4 +1,5 @@
-"""Plans of several ranks compute what a plan of one does: their own kernels and programs, every family."""
+"""Plans of several ranks compute what a plan of one does: their own kernels and programs, by an
+executor that shares nothing with the engine."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import numpy as np
 import plans
 import pytest
 import torch
-from checkpoints import Spec, reference
+from checkpoints import reference
 from rank_executor import RankExecutor
 from test_variants import VARIANTS, write
 
@@ -18,12 +19,6 @@ from tscompile.passes import propagate
 from tscompile.price import Prices
 from tscompile.reader import Plan
 
-WIDE = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64, "vocab_size": 333}
-FAMILIES = {
-    "llama": Spec("llama", {**WIDE, "tie_word_embeddings": True}),
-    "mistral": Spec("mistral", {**WIDE, "sliding_window": 24, "head_dim": 32}),
-    "qwen3": Spec("qwen3", {**WIDE, "head_dim": 32, "attention_bias": True}),
-}
 PAGE_SIZE, NUM_PAGES, STEPS = 32, 16, 12
 
 
@@ -43,9 +38,9 @@ def greedy(path: Path, prompts: dict[str, list[int]]) -> tuple[list[list[int]], 
     return tokens, logits
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_tokens_are_those_of_one_rank(family: str, tmp_path: Path) -> None:
-    reference(FAMILIES[family]).save_pretrained(tmp_path)
+def test_tokens_are_those_of_one_rank(tmp_path: Path) -> None:
+    """Of one family: tests/runtime/test_rank_tokens.py runs all of them, by the engine."""
+    reference(plans.RANKED["mistral"]).save_pretrained(tmp_path)
     generator = torch.Generator().manual_seed(3)
     prompts = {
         name: torch.randint(333, (length,), generator=generator).tolist()
