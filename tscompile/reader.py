@@ -4,6 +4,7 @@ both numbers."""
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import mmap
 import re
@@ -168,6 +169,7 @@ class Plan:
         self._check_mesh(manifest["mesh"])
         self._check_model(manifest["model"])
         self._check_entries(manifest["entries"])
+        self._check_shards(manifest["mesh"])
         self._check_targets(manifest["targets"])
 
     def _check_mesh(self, mesh: Any) -> None:
@@ -216,6 +218,26 @@ class Plan:
             digest = entries[name].get("sha256")
             if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
                 raise self._wrong(f"the SHA-256 of {name!r} is {digest!r}, wanted 64 hexadecimal digits")
+
+    def _check_shards(self, mesh: list[tuple[str, int]]) -> None:
+        """A weight that is sharded has an entry a coordinate of its axes, all alike: some rank would miss
+        what is not there."""
+        shards: dict[str, list[Located]] = {}
+        for name, entry in self.entries.items():
+            if "@" in name and kind_of(name) == "weight":
+                shards.setdefault(name.partition("@")[0], []).append(entry)
+        for weight, entries in shards.items():
+            axes = re.findall("([a-z_]+)=", entries[0].name.partition("@")[2])
+            sizes = [[f"{axis}={at}" for at in range(size)] for axis, size in mesh if axis in axes]
+            wanted = {f"{weight}@{','.join(coords)}" for coords in itertools.product(*sizes) if coords}
+            found = {entry.name for entry in entries}
+            if wanted != found:
+                missing = ", ".join(sorted(wanted ^ found)[:3])
+                raise self._wrong(
+                    f"of the shards of {weight!r}, the mesh {mesh} and the entries differ: {missing}"
+                )
+            if len({(entry.dtype, entry.shape) for entry in entries}) > 1:
+                raise self._wrong(f"the shards of {weight!r} are not of one dtype and shape")
 
     def _check_targets(self, targets: Any) -> None:
         names = targets if isinstance(targets, list) else []

@@ -54,6 +54,33 @@ def written(tmp_path: Path) -> Path:
     return write(tmp_path / "plan.tsp")
 
 
+SHARDS = ("w@ep=0,tp=0", "w@ep=0,tp=1", "w@ep=1,tp=0", "w@ep=1,tp=1")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (SHARDS, ""),
+        (("w@tp=0", "w@tp=1"), ""),
+        (SHARDS[1:], "of the shards of 'w', .* differ: w@ep=0,tp=0"),
+        ((*SHARDS, "w@ep=2,tp=0"), "differ: w@ep=2,tp=0"),
+        (("w@tp=0,ep=0", *SHARDS[1:]), "differ: w@ep=0,tp=0, w@tp=0,ep=0"),
+        (("w@dp=0",), "differ: w@dp=0"),
+        (("w@",), "differ"),
+    ],
+)
+def test_every_rank_has_its_shard(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    path, mesh = tmp_path / "plan.tsp", Mesh((("ep", 2), ("tp", 2)))
+    given = [Entry(name, "F32", (16,), lambda: (bytes(64),)) for name in names]
+    kinds = [blob(f"tsp/{kind}/cpu-avx2", b"{}") for kind in ("program", "kernels")]
+    plan.write(path, [*given, *kinds], model=MODEL, mesh=mesh, targets=["cpu-avx2"], producer={})
+    if not message:
+        assert list(Plan(path).entries)[: len(names)] == list(names)
+        return
+    with pytest.raises(CompileError, match=message):
+        Plan(path)
+
+
 def test_safetensors_opens_it(written: Path) -> None:
     with safe_open(written, "pt") as file:
         assert file.metadata() == {"format": "tsp", "tsp_schema": "2"}
