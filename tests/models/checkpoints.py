@@ -23,6 +23,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 FAMILIES = {
@@ -30,6 +32,7 @@ FAMILIES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "mistral": (MistralConfig, MistralForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "qwen3-moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
 }
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SPLIT = (
@@ -86,6 +89,7 @@ LATENT = {
     "topk_group": 1,
     "moe_intermediate_size": 32,
 }
+MOE = {"head_dim": 32, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 
 # Each leaves the beaten path somewhere: head counts, ties, biases, rope scalings, odd sizes, windows.
 SPECS: dict[str, Spec] = {
@@ -137,6 +141,34 @@ SPECS: dict[str, Spec] = {
             "max_window_layers": 1,
         },
     ),
+    "qwen3-moe": Spec("qwen3-moe", {**MOE, "norm_topk_prob": True}),
+    "qwen3-moe-top1-odd-sizes": Spec(
+        "qwen3-moe",
+        {
+            **MOE,
+            "hidden_size": 72,
+            "moe_intermediate_size": 20,
+            "num_experts": 7,
+            "num_experts_per_tok": 1,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3-moe-some-layers-dense": Spec(
+        "qwen3-moe",
+        {
+            **MOE,
+            "num_experts": 12,
+            "num_experts_per_tok": 5,
+            "num_hidden_layers": 5,
+            "mlp_only_layers": [3],
+            "decoder_sparse_step": 2,
+            "use_sliding_window": True,
+            "sliding_window": 48,
+        },
+    ),
+    "qwen3-moe-every-expert": Spec(
+        "qwen3-moe", {**MOE, "num_experts": 3, "num_experts_per_tok": 3, "moe_intermediate_size": 100}
+    ),
 }
 
 
@@ -166,7 +198,7 @@ def reference(spec: Spec, seed: int = 1) -> Any:
             else:
                 # the embedding at 1, the rest at 1 / sqrt(fan in), a little more for the head's logits to
                 # spread
-                scale = 1.0 if "embed" in name else 1.5 * parameter.shape[1] ** -0.5
+                scale = 1.0 if "embed" in name else 1.5 * parameter.shape[-1] ** -0.5
                 parameter.copy_(noise * (scale if not config.tie_word_embeddings else min(scale, 0.3)))
     return model
 

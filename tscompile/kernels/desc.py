@@ -252,6 +252,55 @@ class KvWrite(KernelDesc):
 
 
 @dataclass(frozen=True)
+class Route(KernelDesc):
+    """logits f32[T, experts] -> the k best experts of each token, ids i32[T, k], and their weights f32[T, k].
+
+    scores: softmax or sigmoid. The choice is by score + bias; of `groups` groups the experts of `kept` take
+    part. normalize: weights divided by their sum; then times `scale`. Roles: logits, bias f32[experts] (if
+    there is one), ids, weights."""
+
+    kind = "route"
+    experts: int
+    k: int
+    scores: str
+    normalize: bool
+    scale: float
+    groups: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class SortRoutes(KernelDesc):
+    """ids i32[T, k] -> order i32[routes to these experts], counts i32[experts]. Roles: ids, numbers
+    f32[experts] (which are these experts), order, counts."""
+
+    kind = "sort_routes"
+    experts: int
+    k: int
+
+
+@dataclass(frozen=True)
+class Experts(KernelDesc):
+    """x of dtype, weight[experts, n, k] of dtype in tiles -> out of out_dtype. Rows are sorted by expert.
+
+    top: routes of a token. gather: row r is row order[r] / top of x [T, k]; else x is the rows. swiglu: as in
+    Linear. combine: out f32[T, n], the sum over a token's rows of weights[order[r]] * row, in the order of
+    experts; else out is [rows, n], or [rows, swiglu]. Roles: x, counts i32[experts], order (if it gathers or
+    combines), weight, weights f32[T, top] (if it combines), out."""
+
+    kind = "experts"
+    top: int
+    experts: int
+    k: int
+    n: int
+    dtype: str
+    gather: bool
+    swiglu: int
+    combine: bool
+    out_dtype: str
+
+
+@dataclass(frozen=True)
 class Leaf:
     """What an elementwise kernel reads: the argument of role a<its number>. row: elements from one row of
     the batch to the next; 0 for what all rows share, such as a weight."""

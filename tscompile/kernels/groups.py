@@ -15,7 +15,8 @@ from tscompile.ops.base import integer, number
 
 TILES = "tiles"
 ROWS = "rows"
-PRODUCTS = ("linear", "head_linear")  # kinds that multiply by a weight, their anchor's second input
+# group kind -> its op that takes a weight in tiles, last
+PRODUCTS = {"linear": "linear", "head_linear": "head_linear", "experts": "expert_linear"}
 
 
 def layouts_of(groups: list[Group]) -> dict[str, str]:
@@ -27,7 +28,7 @@ def layouts_of(groups: list[Group]) -> dict[str, str]:
             if isinstance(value, Weight):
                 layouts.setdefault(value.name, ROWS)
         if group.group in PRODUCTS:
-            layouts[_only(group, group.group).inputs[1].name] = TILES
+            layouts[_only(group, PRODUCTS[group.group]).inputs[-1].name] = TILES
     for group in groups:
         others = [] if group.group in (*PRODUCTS, "embed") else group.inputs
         for value in others:
@@ -376,6 +377,64 @@ def _kv_write(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
     )
 
 
+def _route(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
+    op, roles = _only(group, "route"), _Roles(group)
+    for role, value in zip(("logits", "bias"), op.inputs, strict=False):
+        roles.add(role, value)
+    for role, value in zip(("ids", "weights"), op.outputs, strict=True):
+        roles.give(role, value)
+    k, groups, kept = (integer(op.attrs, name) for name in ("k", "groups", "kept"))
+    return desc.Route(
+        roles.args(),
+        _int(op.inputs[0].shape[1]),
+        k,
+        str(op.attrs["scores"]),
+        bool(op.attrs["normalize"]),
+        number(op.attrs, "scale"),
+        groups,
+        kept,
+    )
+
+
+def _sort_routes(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
+    op, roles = _only(group, "sort_routes"), _Roles(group)
+    for role, value in zip(("ids", "numbers"), op.inputs, strict=True):
+        roles.add(role, value)
+    for role, value in zip(("order", "counts"), op.outputs, strict=True):
+        roles.give(role, value)
+    return desc.SortRoutes(roles.args(), _int(op.inputs[1].shape[0]), _int(op.inputs[0].shape[1]))
+
+
+def _experts(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
+    op, roles = _only(group, "expert_linear"), _Roles(group)
+    dispatch, combine, swiglu = (_maybe(group, kind) for kind in ("dispatch", "combine", "swiglu"))
+    rows, counts, weight = op.inputs
+    out, routed = _result(group), rows.shape[0]
+    if not isinstance(routed, Sym) or (combine and combine.inputs[0] is not op.outputs[0]):
+        raise InternalError(f"{group.name}: wanted rows of routes, and what is combined to be their product")
+    roles.add("x", dispatch.inputs[0] if dispatch else rows)
+    roles.add("counts", counts)
+    roles.add("weight", weight)
+    if dispatch or combine:
+        roles.add("order", (dispatch or combine or op).inputs[1])
+    if combine:
+        roles.add("weights", combine.inputs[2])
+    roles.give("out", out)
+    num_experts, n, k = (_int(dim) for dim in weight.shape)
+    return desc.Experts(
+        roles.args(),
+        routed.times,
+        num_experts,
+        k,
+        n,
+        weight.dtype,
+        dispatch is not None,
+        integer(swiglu.attrs, "width") if swiglu else 0,
+        combine is not None,
+        out.dtype,
+    )
+
+
 def _elementwise(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
     roles, outputs = _Roles(group), group.outputs
     leaves = [v for v in group.inputs if v.name not in BATCH_ARRAYS]
@@ -411,4 +470,7 @@ _DESCRIBERS: dict[str, Callable[[Group, Mapping[str, str]], KernelDesc]] = {
     "rope": _rope,
     "kv_write": _kv_write,
     "elementwise": _elementwise,
+    "route": _route,
+    "sort_routes": _sort_routes,
+    "experts": _experts,
 }

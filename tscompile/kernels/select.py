@@ -7,7 +7,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tscompile.errors import CompileError
-from tscompile.kernels.desc import Attention, HeadLinear, KernelDesc, LatentAttention, Linear, padded_head
+from tscompile.kernels.desc import (
+    Attention,
+    Experts,
+    HeadLinear,
+    KernelDesc,
+    LatentAttention,
+    Linear,
+    padded_head,
+)
 from tscompile.kernels.target import Target
 from tscompile.layout import round_up
 
@@ -56,7 +64,7 @@ Tiling = LinearTiling | AttentionTiling | RowTiling
 def choose(desc: KernelDesc, target: Target) -> Tiling:
     """The configuration of `desc` on `target`."""
     variants = VARIANTS_AVX512 if target.lanes512 else VARIANTS_AVX2
-    if isinstance(desc, (Linear, HeadLinear)):
+    if isinstance(desc, (Linear, HeadLinear, Experts)):
         amx = target.amx and desc.dtype == "bf16"
         return _linear(desc.k, target.l2_bytes, variants, amx)
     if isinstance(desc, Attention):
