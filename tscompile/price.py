@@ -48,10 +48,10 @@ class Prices:
         if source == target:
             return 0.0
         size = elements(value.shape, dict(self.sizes)) * 4 / self.link_bytes_per_s * (ranks - 1) / ranks
-        sharded = [p.dim for p in (source, target) if isinstance(p, Shard)]
+        routed = any(isinstance(dim, Sym) and dim.ragged for dim in value.shape)
         match source, target:
-            case _ if any(isinstance(value.shape[dim], Sym) for dim in sharded):
-                pass  # no collective knows which rank owns which of the rows
+            case _ if routed:
+                pass  # rows of experts stay where they are; what is combined of them, T rows, moves
             case Replicate(), Shard():
                 return 0.0
             case Partial(), Replicate():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import SPECS, Spec
+from checkpoints import MOE, SPECS, Spec
 from test_interpret import NUM_SLOTS, PAGE_SIZE, captured, saved
 
 from tscompile.build import Build
@@ -46,6 +46,13 @@ CASES: dict[str, tuple[Spec, int]] = {
     "deepseek dense tp=4": (SPECS["deepseek-dense"], 4),
     "llama, sizes that do not divide, tp=4": (
         Spec("llama", {**WIDE, "vocab_size": 509, "intermediate_size": 90}),
+        4,
+    ),
+    "qwen3-moe tp=2": (SPECS["qwen3-moe"], 2),
+    "qwen3-moe, some layers dense, tp=4": (SPECS["qwen3-moe-some-layers-dense"], 4),
+    "qwen3-moe, experts that do not divide, tp=4": (Spec("qwen3-moe", {**MOE, "num_experts": 6}), 4),
+    "qwen3-moe, inner sizes that do not divide, tp=4": (
+        Spec("qwen3-moe", {**MOE, "num_experts": 8, "moe_intermediate_size": 50}),
         4,
     ),
 }

@@ -20,6 +20,7 @@ MODELS = {
     "mistral-bf16": ("mistral-window", "bf16"),
     "llama-odd-bf16": ("llama-mqa-odd-sizes", "bf16"),
     "llama-biases-f32": ("llama-biases", "f32"),
+    "qwen3-moe-bf16": ("qwen3-moe", "bf16"),
 }
 NUM_LOGPROBS = 5
 

@@ -133,7 +133,7 @@ def _swiglu_factors(inputs: Sequence[Value], outputs: Sequence[Value], attrs: At
 
 def _swiglu_reference(context: RankContext, inputs: list[Tensor], attrs: Attrs) -> list[Tensor]:
     width, tile = integer(attrs, "width"), integer(attrs, "tile")
-    tiles = inputs[0].reshape(*inputs[0].shape[:-1], -1, 2, tile)
+    tiles = inputs[0].reshape(*inputs[0].shape[:-1], -(-width // tile), 2, tile)
     gate, up = tiles[..., 0, :].flatten(-2)[..., :width], tiles[..., 1, :].flatten(-2)[..., :width]
     return [gate * torch.sigmoid(gate) * up]
 
