@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from tscompile.errors import InternalError
-from tscompile.ir import BATCH_ARRAYS, Group, Op, Sym, Value, Weight
-from tscompile.kernels import desc
+from tscompile.ir import BATCH_ARRAYS, Group, Op, Value, Weight
+from tscompile.kernels import desc, expert_groups
 from tscompile.kernels.chain import segments_of
-from tscompile.kernels.desc import Arg, KernelDesc
+from tscompile.kernels.desc import KernelDesc
+from tscompile.kernels.roles import Roles, batch_array, is_constant, known, maybe, only, result, rows_of
 from tscompile.kernels.steps import coordinate_of
 from tscompile.ops.base import integer, number
 
@@ -28,7 +29,7 @@ def layouts_of(groups: list[Group]) -> dict[str, str]:
             if isinstance(value, Weight):
                 layouts.setdefault(value.name, ROWS)
         if group.group in PRODUCTS:
-            layouts[_only(group, PRODUCTS[group.group]).inputs[-1].name] = TILES
+            layouts[only(group, PRODUCTS[group.group]).inputs[-1].name] = TILES
     for group in groups:
         others = [] if group.group in (*PRODUCTS, "embed") else group.inputs
         for value in others:
@@ -46,102 +47,23 @@ def describe(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
     return _DESCRIBERS[group.group](group, layouts)
 
 
-class _Roles:
-    """Collects what each of a group's values is to the kernel."""
-
-    def __init__(self, group: Group) -> None:
-        self.group = group
-        self.roles: dict[int, list[str]] = {}
-        self.reshaped = {id(op.outputs[0]): op.inputs[0] for op in group.body if op.kind == "reshape"}
-
-    def origin(self, value: Value) -> Value:
-        """The value before reshapes in the body."""
-        while id(value) in self.reshaped:
-            value = self.reshaped[id(value)]
-        return value
-
-    def add(self, role: str, value: Value) -> None:
-        """The kernel reads `value`, which a reshape in the body may have made."""
-        self.roles.setdefault(id(self.origin(value)), []).append(role)
-
-    def give(self, role: str, value: Value) -> None:
-        """The kernel writes `value`."""
-        self.roles.setdefault(id(value), []).append(role)
-
-    def args(self) -> tuple[Arg, ...]:
-        """In the order of ts_args.ptr."""
-        outputs = {id(v) for v in self.group.outputs}
-        result = []
-        for value in self.group.launch_args():
-            if id(value) not in self.roles:
-                raise InternalError(
-                    f"{self.group.name}: {value!r} has no role in a kernel of kind {self.group.group}"
-                )
-            kind = "kv" if value.state else "weight" if isinstance(value, Weight) else "buffer"
-            result.append(Arg(tuple(self.roles[id(value)]), kind, value.state or id(value) in outputs))
-        return tuple(result)
-
-
-def _only(group: Group, kind: str) -> Op:
-    ops = [op for op in group.body if op.kind == kind]
-    if len(ops) != 1:
-        raise InternalError(f"{group.name}: {len(ops)} ops {kind} in a group {group.group}, wanted one")
-    return ops[0]
-
-
-def _maybe(group: Group, kind: str) -> Op | None:
-    return _only(group, kind) if any(op.kind == kind for op in group.body) else None
-
-
-def _result(group: Group) -> Value:
-    """The one output that is a buffer."""
-    buffers = [v for v in group.outputs if not v.state]
-    if len(buffers) != 1:
-        raise InternalError(f"{group.name} gives {buffers}, wanted one value")
-    return buffers[0]
-
-
-def _rows(value: Value) -> str:
-    """Which of the batch's sizes the value's leading dim is."""
-    dim = value.shape[0]
-    if not isinstance(dim, Sym) or dim.name not in ("T", "L") or dim.plus:
-        raise InternalError(f"{value!r} has rows of {dim}, wanted T or L")
-    return dim.name
-
-
-def _is_constant(value: Value) -> bool:
-    """A weight, or made of weights alone: the same for every row of the batch."""
-    return not any(isinstance(dim, Sym) for dim in value.shape)
-
-
-def _int(dim: object) -> int:
-    assert isinstance(dim, int), dim
-    return dim
-
-
-def _batch_array(group: Group, value: Value, wanted: tuple[str, ...]) -> str:
-    if value.name not in BATCH_ARRAYS or value.name not in wanted:
-        raise InternalError(f"{group.name} takes its indices from {value!r}, wanted {' or '.join(wanted)}")
-    return value.name
-
-
 def _embed(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
-    op, roles = _only(group, "embedding"), _Roles(group)
-    ids = _batch_array(group, op.inputs[0], ("token_ids", "positions"))
+    op, roles = only(group, "embedding"), Roles(group)
+    ids = batch_array(group, op.inputs[0], ("token_ids", "positions"))
     roles.add("table", op.inputs[1])
     coordinate = coordinate_of(group)
     if coordinate:
         roles.add("rank", coordinate)
-    roles.give("out", _result(group))
+    roles.give("out", result(group))
     table = op.inputs[1]
-    rows = _int(table.shape[0]) if coordinate else 0
+    rows = known(table.shape[0]) if coordinate else 0
     layout = layouts.get(table.name, ROWS)
-    return desc.Embed(roles.args(), ids, _int(table.shape[1]), table.dtype, layout, rows)
+    return desc.Embed(roles.args(), ids, known(table.shape[1]), table.dtype, layout, rows)
 
 
 def _rms_norm(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
-    op, add, roles = _only(group, "rms_norm"), _maybe(group, "add"), _Roles(group)
-    cast = _maybe(group, "cast")
+    op, add, roles = only(group, "rms_norm"), maybe(group, "add"), Roles(group)
+    cast = maybe(group, "cast")
     out = (cast or op).outputs[0]
     if add:
         roles.add("x", add.inputs[0])
@@ -154,22 +76,22 @@ def _rms_norm(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
     for value in group.outputs:
         if not (add and value is add.outputs[0]):
             roles.give("out", value)
-    width = _int(op.inputs[0].shape[-1])
+    width = known(op.inputs[0].shape[-1])
     heads = op.inputs[0].row_elements // width
-    return desc.RmsNorm(roles.args(), _rows(op.inputs[0]), heads, width, number(op.attrs, "eps"), out.dtype)
+    return desc.RmsNorm(roles.args(), rows_of(op.inputs[0]), heads, width, number(op.attrs, "eps"), out.dtype)
 
 
 def _linear(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
     op, gather, add, roles = (
-        _only(group, "linear"),
-        _maybe(group, "gather_rows"),
-        _maybe(group, "add"),
-        _Roles(group),
+        only(group, "linear"),
+        maybe(group, "gather_rows"),
+        maybe(group, "add"),
+        Roles(group),
     )
-    swiglu, x, weight, out = _maybe(group, "swiglu"), op.inputs[0], op.inputs[1], _result(group)
-    n, k = _int(weight.shape[0]), _int(weight.shape[1])
+    swiglu, x, weight, out = maybe(group, "swiglu"), op.inputs[0], op.inputs[1], result(group)
+    n, k = known(weight.shape[0]), known(weight.shape[1])
     if gather:
-        _batch_array(group, gather.inputs[1], ("logit_rows",))
+        batch_array(group, gather.inputs[1], ("logit_rows",))
         if roles.origin(x) is not gather.outputs[0]:
             raise InternalError(f"{group.name}: what is gathered is not what is multiplied")
     roles.add("x", gather.inputs[0] if gather else x)
@@ -181,21 +103,21 @@ def _linear(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
             raise InternalError(f"{group.name}: adds {add.inputs}, wanted a bias of {n}")
         roles.add("bias", bias)
     roles.give("out", out)
-    length = _int(bias.shape[0]) if bias else 0
+    length = known(bias.shape[0]) if bias else 0
     width = integer(swiglu.attrs, "width") if swiglu else 0
     fold = x.row_elements // k
     return desc.Linear(
-        roles.args(), _rows(out), gather is not None, fold, k, n, weight.dtype, length, width, out.dtype
+        roles.args(), rows_of(out), gather is not None, fold, k, n, weight.dtype, length, width, out.dtype
     )
 
 
 def _qkv_write(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
-    split, write, roles = _only(group, "split"), _only(group, "kv_write"), _Roles(group)
-    state, q = write.inputs[0], _result(group)
+    split, write, roles = only(group, "split"), only(group, "kv_write"), Roles(group)
+    state, q = write.inputs[0], result(group)
     heads, kv_heads, head_dim = (
-        q.row_elements // _int(state.shape[1]),
-        _int(state.shape[0]),
-        _int(state.shape[1]),
+        q.row_elements // known(state.shape[1]),
+        known(state.shape[0]),
+        known(state.shape[1]),
     )
     roles.add("qkv", split.inputs[0])
     roles.add("kv", state)
@@ -210,7 +132,7 @@ def _qkv_write(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
             eps[name] = number(op.attrs, "eps")
             roles.add(f"{name}_norm", op.inputs[1])
         if op.kind == "rope":
-            rotary = _int(op.inputs[1].shape[1])
+            rotary = known(op.inputs[1].shape[1])
             interleaved.add(bool(op.attrs["interleaved"]))
             if "table" not in roles.roles.get(id(op.inputs[1]), []):
                 roles.add("table", op.inputs[1])
@@ -240,16 +162,16 @@ def _qkv_write(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
 
 
 def _attention(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
-    op, roles, out = _only(group, "attention"), _Roles(group), _result(group)
+    op, roles, out = only(group, "attention"), Roles(group), result(group)
     q, state = op.inputs[0], op.inputs[1]
     roles.add("q", q)
     roles.add("kv", state)
     roles.give("out", out)
     return desc.Attention(
         roles.args(),
-        _int(op.outputs[0].shape[1]),
-        _int(state.shape[0]),
-        _int(state.shape[1]),
+        known(op.outputs[0].shape[1]),
+        known(state.shape[0]),
+        known(state.shape[1]),
         state.dtype,
         integer(op.attrs, "page_size"),
         number(op.attrs, "scale"),
@@ -259,12 +181,12 @@ def _attention(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
 
 
 def _head_linear(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
-    op, rope, roles, out = _only(group, "head_linear"), _maybe(group, "rope"), _Roles(group), _result(group)
+    op, rope, roles, out = only(group, "head_linear"), maybe(group, "rope"), Roles(group), result(group)
     x, weight = op.inputs
-    heads, n, k = (_int(dim) for dim in weight.shape)
+    heads, n, k = (known(dim) for dim in weight.shape)
     rotary, interleaved = _tail(group, rope, op.outputs[0])
     if rope:
-        x = _only(group, "split").inputs[0]
+        x = only(group, "split").inputs[0]
     roles.add("x", x)
     roles.add("weight", weight)
     if rope:
@@ -276,19 +198,19 @@ def _head_linear(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
 
 
 def _latent_write(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
-    op, cast, roles = _only(group, "latent_write"), _maybe(group, "cast"), _Roles(group)
-    norm, rope = _maybe(group, "rms_norm"), _maybe(group, "rope")
+    op, cast, roles = only(group, "latent_write"), maybe(group, "cast"), Roles(group)
+    norm, rope = maybe(group, "rms_norm"), maybe(group, "rope")
     state, row = op.inputs[0], roles.origin(cast.inputs[0] if cast else op.inputs[1])
     rotary, interleaved = _tail(group, rope, norm.outputs[0] if norm else row)
     roles.add("kv", state)
     if norm and rope:
-        row = _only(group, "split").inputs[0]
+        row = only(group, "split").inputs[0]
         roles.add("norm", norm.inputs[1])
         roles.add("table", rope.inputs[1])
     roles.add("row", row)
     return desc.LatentWrite(
         roles.args(),
-        _int(state.shape[0]),
+        known(state.shape[0]),
         number(norm.attrs, "eps") if norm else 0.0,
         rotary,
         interleaved,
@@ -303,8 +225,8 @@ def _tail(group: Group, rope: Op | None, head: Value) -> tuple[int, bool]:
     second and puts them together again; (0, False) if it does not rotate."""
     if rope is None:
         return 0, False
-    split, concat, roles = _only(group, "split"), _only(group, "concat"), _Roles(group)
-    rotary = _int(rope.inputs[1].shape[1])
+    split, concat, roles = only(group, "split"), only(group, "concat"), Roles(group)
+    rotary = known(rope.inputs[1].shape[1])
     parts = [roles.origin(value) for value in concat.inputs]
     fits = (
         parts == [head, rope.outputs[0]]
@@ -318,15 +240,15 @@ def _tail(group: Group, rope: Op | None, head: Value) -> tuple[int, bool]:
 
 
 def _latent_attention(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
-    op, roles, out = _only(group, "latent_attention"), _Roles(group), _result(group)
+    op, roles, out = only(group, "latent_attention"), Roles(group), result(group)
     q, state = op.inputs[0], op.inputs[1]
     roles.add("q", q)
     roles.add("kv", state)
     roles.give("out", out)
     return desc.LatentAttention(
         roles.args(),
-        _int(q.shape[1]),
-        _int(state.shape[0]),
+        known(q.shape[1]),
+        known(state.shape[0]),
         integer(op.attrs, "rank"),
         state.dtype,
         integer(op.attrs, "page_size"),
@@ -336,31 +258,31 @@ def _latent_attention(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
 
 
 def _gather_rows(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
-    op, roles = _only(group, "gather_rows"), _Roles(group)
-    _batch_array(group, op.inputs[1], ("logit_rows",))
+    op, roles = only(group, "gather_rows"), Roles(group)
+    batch_array(group, op.inputs[1], ("logit_rows",))
     roles.add("x", op.inputs[0])
-    roles.give("out", _result(group))
+    roles.give("out", result(group))
     return desc.GatherRows(roles.args(), op.inputs[0].row_elements, op.inputs[0].dtype)
 
 
 def _rope(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
-    op, roles, out = _only(group, "rope"), _Roles(group), _result(group)
+    op, roles, out = only(group, "rope"), Roles(group), result(group)
     x, table = op.inputs[0], op.inputs[1]
     roles.add("x", x)
     roles.add("table", table)
     roles.give("out", out)
     return desc.Rope(
         roles.args(),
-        _int(x.shape[1]),
-        _int(x.shape[2]),
-        _int(table.shape[1]),
+        known(x.shape[1]),
+        known(x.shape[2]),
+        known(table.shape[1]),
         bool(op.attrs["interleaved"]),
         out.dtype,
     )
 
 
 def _kv_write(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
-    op, roles = _only(group, "kv_write"), _Roles(group)
+    op, roles = only(group, "kv_write"), Roles(group)
     cast = {id(o.outputs[0]): o.inputs[0] for o in group.body if o.kind == "cast"}
     sources = []
     roles.add("kv", op.inputs[0])
@@ -373,75 +295,17 @@ def _kv_write(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
     k, v = sources
     page_size = integer(op.attrs, "page_size")
     return desc.KvWrite(
-        roles.args(), _int(state.shape[0]), _int(state.shape[1]), k.dtype, v.dtype, state.dtype, page_size
-    )
-
-
-def _route(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
-    op, roles = _only(group, "route"), _Roles(group)
-    for role, value in zip(("logits", "bias"), op.inputs, strict=False):
-        roles.add(role, value)
-    for role, value in zip(("ids", "weights"), op.outputs, strict=True):
-        roles.give(role, value)
-    k, groups, kept = (integer(op.attrs, name) for name in ("k", "groups", "kept"))
-    return desc.Route(
-        roles.args(),
-        _int(op.inputs[0].shape[1]),
-        k,
-        str(op.attrs["scores"]),
-        bool(op.attrs["normalize"]),
-        number(op.attrs, "scale"),
-        groups,
-        kept,
-    )
-
-
-def _sort_routes(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
-    op, roles = _only(group, "sort_routes"), _Roles(group)
-    for role, value in zip(("ids", "numbers"), op.inputs, strict=True):
-        roles.add(role, value)
-    for role, value in zip(("order", "counts"), op.outputs, strict=True):
-        roles.give(role, value)
-    return desc.SortRoutes(roles.args(), _int(op.inputs[1].shape[0]), _int(op.inputs[0].shape[1]))
-
-
-def _experts(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
-    op, roles = _only(group, "expert_linear"), _Roles(group)
-    dispatch, combine, swiglu = (_maybe(group, kind) for kind in ("dispatch", "combine", "swiglu"))
-    rows, counts, weight = op.inputs
-    out, routed = _result(group), rows.shape[0]
-    if not isinstance(routed, Sym) or (combine and combine.inputs[0] is not op.outputs[0]):
-        raise InternalError(f"{group.name}: wanted rows of routes, and what is combined to be their product")
-    roles.add("x", dispatch.inputs[0] if dispatch else rows)
-    roles.add("counts", counts)
-    roles.add("weight", weight)
-    if dispatch or combine:
-        roles.add("order", (dispatch or combine or op).inputs[1])
-    if combine:
-        roles.add("weights", combine.inputs[2])
-    roles.give("out", out)
-    num_experts, n, k = (_int(dim) for dim in weight.shape)
-    return desc.Experts(
-        roles.args(),
-        routed.times,
-        num_experts,
-        k,
-        n,
-        weight.dtype,
-        dispatch is not None,
-        integer(swiglu.attrs, "width") if swiglu else 0,
-        combine is not None,
-        out.dtype,
+        roles.args(), known(state.shape[0]), known(state.shape[1]), k.dtype, v.dtype, state.dtype, page_size
     )
 
 
 def _elementwise(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
-    roles, outputs = _Roles(group), group.outputs
+    roles, outputs = Roles(group), group.outputs
     leaves = [v for v in group.inputs if v.name not in BATCH_ARRAYS]
     found = []
     for i, leaf in enumerate(leaves):
         roles.roles.setdefault(id(leaf), []).append(f"a{i}")
-        found.append(desc.Leaf(leaf.dtype, 0 if _is_constant(leaf) else leaf.row_elements))
+        found.append(desc.Leaf(leaf.dtype, 0 if is_constant(leaf) else leaf.row_elements))
     for i, output in enumerate(outputs):
         roles.roles.setdefault(id(output), []).append(f"y{i}")
     sizes = {output.row_elements for output in outputs}
@@ -449,7 +313,7 @@ def _elementwise(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
         raise InternalError(f"{group.name} gives rows of {sorted(sizes)}, wanted one size")
     return desc.Elementwise(
         roles.args(),
-        "1" if _is_constant(outputs[0]) else _rows(outputs[0]),
+        "1" if is_constant(outputs[0]) else rows_of(outputs[0]),
         outputs[0].row_elements,
         tuple(found),
         segments_of(group, leaves, outputs),
@@ -470,7 +334,7 @@ _DESCRIBERS: dict[str, Callable[[Group, Mapping[str, str]], KernelDesc]] = {
     "rope": _rope,
     "kv_write": _kv_write,
     "elementwise": _elementwise,
-    "route": _route,
-    "sort_routes": _sort_routes,
-    "experts": _experts,
+    "route": expert_groups.route,
+    "sort_routes": expert_groups.sort_routes,
+    "experts": expert_groups.experts,
 }

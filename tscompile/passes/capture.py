@@ -61,6 +61,7 @@ def _bind(
         lacks = [[n for n in checkpoint_names(o.recipe) if n not in checkpoint.tensors] for o in found]
         if found and all(lacks):
             missing += [f"{name} {list(found[0].shape)}" for name in lacks[0]]
+            used.update(checkpoint_names(found[0].recipe))
         elif found:
             origin = found[lacks.index([])]
             weight.recipe = origin.recipe
