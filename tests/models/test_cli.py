@@ -115,9 +115,9 @@ def test_unknown_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         json.dumps({"architectures": ["OddForCausalLM"], "auto_map": {"AutoModel": "evil.py"}})
     )
     assert error_of(capsys, "build", tmp_path) == (
-        f"{tmp_path}/config.json: architectures is ['OddForCausalLM']; known are LlamaForCausalLM, "
-        "MistralForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM. For another model write a model file and "
-        "give it first: tscompile build my_model.py --weights DIR"
+        f"{tmp_path}/config.json: architectures is ['OddForCausalLM']; known are DeepseekV3ForCausalLM, "
+        "KimiK2ForCausalLM, LlamaForCausalLM, MistralForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM. For "
+        "another model write a model file and give it first: tscompile build my_model.py --weights DIR"
     )
 
 
