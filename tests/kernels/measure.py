@@ -1,10 +1,12 @@
-"""How fast single kernels are: python tests/kernels/measure.py [TARGET ...]. Shapes of Qwen3-0.6B, bf16.
- Prints the best of several runs, with one thread and with all cores: GFLOP/s and GB/s of weights (linear)
-or of KV cache (attention). Compare with the peaks of the same minutes, which `make bench` measures."""
+"""How fast single kernels are: python tests/kernels/measure.py [TARGET ...]. Shapes of Qwen3-0.6B, and for
+experts of Qwen3-30B-A3B, bf16. Prints the best of several runs, with one thread and with all cores: GFLOP/s
+and GB/s of weights (linear, experts) or of KV cache (attention). Compare with the peaks of the same minutes,
+which `make bench` measures."""
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import sys
 import tempfile
@@ -18,13 +20,15 @@ import numpy as np
 from kernel_harness import Buffer, arguments_of
 
 from tscompile.kernels import build as kernels
-from tscompile.kernels.desc import Attention, KernelDesc, Linear, args_of
+from tscompile.kernels.desc import Attention, Experts, KernelDesc, Linear, args_of
 from tscompile.kernels.emit import emit, headers
 from tscompile.kernels.host import host_targets
 from tscompile.kernels.select import choose
 from tscompile.kernels.target import TARGETS, Target
 
 LINEAR, ATTENTION = args_of("x", "weight:weight", "out!"), args_of("q", "kv:kv", "out!")
+UP = args_of("x", "order", "counts", "weight:weight", "out!")
+DOWN = args_of("x", "counts", "weight:weight", "order", "weights", "out!")
 HEADS, KV_HEADS, HEAD_DIM, PAGE = 16, 8, 128, 64
 
 
@@ -41,6 +45,32 @@ def linears() -> Iterator[tuple[str, KernelDesc, dict[str, np.ndarray], dict[str
             arguments = {"x": bf16(rows, k), "weight": weight, "out": Buffer((rows, n), np.float32)}
             batch = {"positions": np.zeros(rows)}
             yield f"linear {rows} x {k} x {n}", made, batch, arguments, 2 * rows * k * n, 2 * k * n
+
+
+def experts() -> Iterator[tuple[str, KernelDesc, dict[str, np.ndarray], dict[str, Buffer], int, int]]:
+    """Of a layer of Qwen3-30B-A3B: 8 of 128 experts, 2048 x 768."""
+    num_experts, top, hidden, inner = 128, 8, 2048, 768
+    random = np.random.default_rng(0)
+    up = Experts(UP, top, num_experts, hidden, 2 * inner, "bf16", True, inner, False, "bf16")
+    down = Experts(DOWN, top, num_experts, inner, hidden, "bf16", False, 0, True, "f32")
+    weights = {made.k: bf16(num_experts * made.n * made.k) for made in (up, down)}
+    for rows in (1, 8, 512):
+        ids = np.stack([random.permutation(num_experts)[:top] for _ in range(rows)]).reshape(-1)
+        counts = np.bincount(ids, minlength=num_experts)
+        shared = {
+            "order": Buffer(ids.shape, np.int32, np.argsort(ids, kind="stable")),
+            "counts": Buffer((num_experts,), np.int32, counts),
+            "weights": Buffer(ids.shape, np.float32, 0.125),
+        }
+        outs = (bf16(len(ids), inner), Buffer((rows, hidden), np.float32))
+        for name, made, x, out in (
+            ("up", up, bf16(rows, hidden), outs[0]),
+            ("down", down, bf16(len(ids), inner), outs[1]),
+        ):
+            arguments = {**shared, "x": x, "weight": weights[made.k], "out": out}
+            batch, size = {"positions": np.zeros(rows)}, made.n * made.k
+            read = 2 * int((counts > 0).sum()) * size
+            yield f"experts {name}, {rows} tokens", made, batch, arguments, 2 * len(ids) * size, read
 
 
 def attentions() -> Iterator[tuple[str, KernelDesc, dict[str, np.ndarray], dict[str, Buffer], int, int]]:
@@ -84,7 +114,9 @@ def fastest(kernel: Any, args: ctypes.Structure, threads: int) -> float:
 def main(targets: list[str]) -> None:
     cores = len(os.sched_getaffinity(0))
     for name in targets or host_targets():
-        for text, made, batch, arguments, flops, num_bytes in (*linears(), *attentions()):
+        for text, made, batch, arguments, flops, num_bytes in itertools.chain(
+            linears(), experts(), attentions()
+        ):
             kernel = compiled(made, TARGETS[name])
             args, _kept = arguments_of(made, batch, arguments)
             for threads in sorted({1, cores}):
