@@ -32,10 +32,19 @@ class Options:
     verify: bool = False
     no_text: bool = False  # a plan without tokenizer and chat template
     tp: int = 1
+    ep: int = 1
+    dp: int = 1
+    tokens: int = 0  # of the step that placements are chosen for; 0: max_tokens
     max_context: int = 0  # 0: what config.json says
     page_size: int = 64
     max_tokens: int = 512  # T of a step
     max_seqs: int = 64  # S of a step
+
+    @property
+    def mesh(self) -> Mesh:
+        """The axes asked for; tp alone, if none."""
+        asked = (("dp", self.dp), ("ep", self.ep), ("tp", self.tp))
+        return Mesh(tuple((axis, size) for axis, size in asked if size > 1) or (("tp", 1),))
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,17 @@ def _parser() -> argparse.ArgumentParser:
         "--no-text", action="store_true", help="leave tokenizer and chat template out: token ids in and out"
     )
     build.add_argument("--tp", type=_count, default=1, metavar="N", help="tensor-parallel ranks; default: 1")
+    build.add_argument("--ep", type=_count, default=1, metavar="N", help="expert-parallel ranks; default: 1")
+    build.add_argument(
+        "--dp", type=_count, default=1, metavar="N", help="ranks that share sequences out; default: 1"
+    )
+    build.add_argument(
+        "--tokens",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="tokens of the step that placements are chosen for; default: the most a step can have",
+    )
     build.add_argument(
         "--dump", type=Path, metavar="DIR", help="write the graph after each pass, as DIR/NN-pass.txt"
     )
@@ -201,6 +212,9 @@ def _options(arguments: argparse.Namespace, find_for: Callable[[Path], Path]) ->
         verify=arguments.verify,
         no_text=arguments.no_text,
         tp=arguments.tp,
+        ep=arguments.ep,
+        dp=arguments.dp,
+        tokens=arguments.tokens,
         max_context=arguments.max_context,
         page_size=arguments.page_size,
     )

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tscompile.ir import Graph, Group, Op, Value
-from tscompile.mesh import Mesh
+from tscompile.ir import Graph, Group, Op, Sym, Value
+from tscompile.mesh import Mesh, token_starts
 from tscompile.ops import lookup
 from tscompile.ops.attention import KVCache
 from tscompile.ops.base import RankContext
@@ -45,6 +45,7 @@ class Interpreter:
         own after `localize`; one rank before."""
         self.graph = graph
         self.mesh = mesh or Mesh()
+        self.num_slots = num_slots
         self.fixed: list[dict[int, Any]] = []
         shards: dict[tuple[object, ...], Tensor] = {}
         for rank in range(self.mesh.num_ranks):
@@ -66,6 +67,7 @@ class Interpreter:
         ranks = [dict(values) for values in self.fixed]
         for values in ranks:
             values.update({id(v): arrays[v.name] for v in self.graph.inputs if not v.state})
+        self.starts = {axis: self._starts(axis, size, batch) for axis, size in self.mesh.axes}
         for op in self.graph.ops:
             for inner in op.body if isinstance(op, Group) else [op]:
                 self._run_op(inner, ranks)
@@ -75,18 +77,34 @@ class Interpreter:
         definition = lookup(op.kind)
         if definition.across:
             axis = str(op.attrs["axis"])
+            ragged = any(axis in over_of(v) for v in (*op.inputs, *op.outputs))
+            starts = self.starts[axis] if ragged else None
             for rank in range(len(ranks)):
                 group = self.mesh.group(rank, axis)
                 if group[0] == rank:
-                    given = definition.across([ranks[r][id(op.inputs[0])] for r in group], op.attrs)
+                    given = definition.across([ranks[r][id(op.inputs[0])] for r in group], op.attrs, starts)
                     for r, tensor in zip(group, given, strict=True):
                         self._set(ranks[r], op.outputs, [tensor])
             return
         assert definition.reference is not None, op.kind
         for rank, values in enumerate(ranks):
-            context = RankContext(self.mesh, rank)
+            context = RankContext(self.mesh, rank, self._tokens(op, rank))
             given = definition.reference(context, [values[id(v)] for v in op.inputs], op.attrs)
             self._set(values, op.outputs, given)
+
+    def _starts(self, axis: str, size: int, batch: Batch) -> list[int]:
+        """Who has which tokens. The cache's slots are dealt to the ranks in equal parts, in order; here each
+        rank's cache has room for all."""
+        firsts = batch.query_start.tolist()
+        owners = [int(batch.slots[first]) * size // self.num_slots for first in firsts[:-1]]
+        return token_starts(axis, size, len(batch.token_ids), firsts, owners)
+
+    def _tokens(self, op: Op, rank: int) -> tuple[int, int] | None:
+        """The first and the end of the tokens that `rank` has, if the op works on a part."""
+        for axis in next((over_of(v) for v in (*op.outputs, *op.inputs) if over_of(v)), ()):
+            at = self.mesh.coords(rank)[axis]
+            return self.starts[axis][at], self.starts[axis][at + 1]
+        return None
 
     def _set(self, values: dict[int, Any], outputs: Sequence[Value], given: Sequence[Any]) -> None:
         for value, result in zip(outputs, given, strict=True):
@@ -102,35 +120,47 @@ class Interpreter:
             values[id(value)] = result
 
 
+def over_of(value: Value) -> tuple[str, ...]:
+    """The mesh axes over which a value's tokens are sharded."""
+    return next((dim.over for dim in value.shape if isinstance(dim, Sym) and dim.over), ())
+
+
 class Sequences:
     """Makes batches: page tables, slots and positions for sequences that grow. Pages are given in a scattered
-    order on purpose."""
+    order on purpose. owners: ranks that share the sequences out between them, and the slots, in equal
+    parts."""
 
-    def __init__(self, page_size: int, num_slots: int) -> None:
+    def __init__(self, page_size: int, num_slots: int, owners: int = 1) -> None:
         self.page_size = page_size
-        self.free = sorted(range(num_slots // page_size), key=lambda page: (page * 7919) % 10007)
+        pages = sorted(range(num_slots // page_size), key=lambda page: (page * 7919) % 10007)
+        self.free = [[p for p in pages if p * page_size * owners // num_slots == r] for r in range(owners)]
+        self.owner: dict[str, int] = {}
         self.pages: dict[str, list[int]] = {}
         self.length: dict[str, int] = {}
 
     def batch(self, tokens: Mapping[str, Sequence[int]], *, all_logits: bool = False) -> Batch:
         """A step that gives each sequence its next tokens; logits of each one's last token, or of every
-        token."""
+        token. Sequences are sorted by owner."""
         ids: list[int] = []
         rows: list[int] = []
         positions, slots, start = [], [], [0]
-        for name, new in tokens.items():
+        for name in tokens:
+            self.owner.setdefault(name, len(self.owner) % len(self.free))
+        names = sorted(tokens, key=lambda name: self.owner[name])
+        for name in names:
+            new, free = tokens[name], self.free[self.owner[name]]
             pages, length = self.pages.setdefault(name, []), self.length.get(name, 0)
             for position in range(length, length + len(new)):
                 if position % self.page_size == 0:
-                    pages.append(self.free.pop())
+                    pages.append(free.pop())
                 slots.append(pages[position // self.page_size] * self.page_size + position % self.page_size)
                 positions.append(position)
             self.length[name] = length + len(new)
             ids += new
             start.append(len(ids))
             rows += range(start[-2], start[-1]) if all_logits else [start[-1] - 1]
-        width = max(len(self.pages[name]) for name in tokens)
-        table = [self.pages[name] + [0] * (width - len(self.pages[name])) for name in tokens]
-        context = [self.length[name] for name in tokens]
+        width = max(len(self.pages[name]) for name in names)
+        table = [self.pages[name] + [0] * (width - len(self.pages[name])) for name in names]
+        context = [self.length[name] for name in names]
         arrays = [ids, positions, slots, start, context, table, rows]
         return Batch(*(torch.tensor(array, dtype=torch.int32) for array in arrays))

@@ -30,7 +30,8 @@ DTYPES = {"f32": 4, "bf16": 2, "f16": 2, "i32": 4}  # bytes an element
 @dataclass(frozen=True)
 class Sym:
     """A symbolic dim, `name * times + plus`. It takes part in no other arithmetic: a model cannot depend on
-    T.
+    T. over: the mesh axes over which it is sharded; `mesh.token_starts` says who has which part, for all
+    values alike.
 
     R is T as a dim of rows that are sorted by the expert that they are routed to. Sharded, it is ragged: a
     rank has the rows of its own experts, however many those are (R * times is the most).
@@ -39,10 +40,11 @@ class Sym:
     name: str
     plus: int = 0
     times: int = 1
+    over: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         text = f"{self.name}*{self.times}" if self.times != 1 else self.name
-        return f"{text}+{self.plus}" if self.plus else text
+        return "/".join([f"{text}+{self.plus}" if self.plus else text, *self.over])
 
     @property
     def ragged(self) -> bool:
@@ -50,8 +52,10 @@ class Sym:
         return self.name == "R"
 
     def size(self, sizes: Mapping[str, int]) -> int:
-        """`sizes`: of T, S, L and P. KeyError for a dim that it does not know."""
-        return sizes["T" if self.ragged else self.name] * self.times + self.plus
+        """`sizes`: of T, S, L and P, and of axes: of a dim that is sharded, the largest part. KeyError for a
+        dim that it does not know."""
+        whole = sizes["T" if self.ragged else self.name] * self.times + self.plus
+        return -(-whole // math.prod(sizes.get(axis, 1) for axis in self.over))
 
     def _no_arithmetic(self, *_: object) -> int:
         raise CompileError(

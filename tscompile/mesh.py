@@ -3,7 +3,39 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from tscompile.errors import InternalError
+
+# What an axis is for. Every axis may share out weights, heads and experts by the ops' rules; what differs is
+# who owns a step's tokens where they are shared out over it.
+AXES = {
+    "tp": "tensor parallel: tokens in equal parts",
+    "ep": "expert parallel: tokens in equal parts",
+    "dp": "attention data parallel: tokens, and the KV cache, by sequence",
+}
+
+
+def by_sequence(axis: str) -> bool:
+    """Whether tokens that are sharded over `axis` lie with their sequence."""
+    return axis == "dp"
+
+
+def token_starts(
+    axis: str, ranks: int, num_tokens: int, query_start: Sequence[int], owners: Sequence[int]
+) -> list[int]:
+    """Who owns which tokens of a step, where they are sharded over `axis`: rank r of it those from result[r]
+    up to result[r + 1]. In equal parts: ceil(tokens / ranks) each, the last ones shorter or empty. By
+    sequence: query_start has their first tokens, owners their ranks, in order: a step's sequences are sorted
+    by the rank whose part of the cache they have their pages in."""
+    if not by_sequence(axis):
+        part = -(-num_tokens // ranks)
+        return [min(rank * part, num_tokens) for rank in range(ranks + 1)]
+    if list(owners) != sorted(owners):
+        raise InternalError(f"{axis}: the step's sequences lie on ranks {list(owners)}, wanted these sorted")
+    firsts = [*query_start[: len(owners)], num_tokens]
+    return [firsts[sum(owner < rank for owner in owners)] for rank in range(ranks + 1)]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tscompile.config import Config
 from tscompile.errors import CompileError
+from tscompile.mesh import AXES
 from tscompile.placement import Partial, Placement, Replicate, Shard
 
 __all__ = [
@@ -153,7 +154,7 @@ class LatentAttention(nn.Module):
 
 @dataclass(frozen=True)
 class Boundary:
-    """What a module takes and gives on each axis. An axis that is not named: replicated."""
+    """What a module takes and gives on each axis. An axis that is not named: Replicate."""
 
     takes: Mapping[str, Placement]
     gives: Mapping[str, Placement]
@@ -164,7 +165,18 @@ def placements(
 ) -> Callable[[Module], Module]:
     """Class decorator: the placement of the module's first input and of its output, by mesh axis, e.g.
     @placements(takes={"tp": Replicate()}, gives={"tp": Replicate()}). What happens inside, the compiler
-    infers."""
+    infers; which rank has which tokens too, where an axis says Replicate or is not named. CompileError for
+    what is no placement or axis."""
+    for said in (takes or {}, gives or {}):
+        for axis, placement in said.items():
+            if axis not in AXES:
+                raise CompileError(f"placements: {axis!r} is no mesh axis; known are {', '.join(AXES)}")
+            if not isinstance(placement, (Replicate, Shard, Partial)):
+                raise CompileError(
+                    f"placements: {axis} is {placement!r}, wanted Replicate(), Shard(dim) or Partial()"
+                )
+            if isinstance(placement, Shard) and placement.dim < 0:
+                raise CompileError(f"placements: {axis} is {placement}, wanted a dim counted from 0")
 
     def mark(module: Module) -> Module:
         module.tscompile_boundary = Boundary(takes or {}, gives or {})  # type: ignore[attr-defined]

@@ -28,7 +28,7 @@ from tscompile.recipe import (
 
 _TOKEN = re.compile(
     r"""(?P<space>[ \t]+)|(?P<newline>\n)|\#[ ](?P<source>[^\n]*:\d+)|(?P<string>"(?:[^"\\\n]|\\.)*")
-    |(?P<number>-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![A-Za-z_]))|(?P<name>[A-Za-z_][A-Za-z0-9_.\-]*)|(?P<mark>[%@(){}\[\]:,;=+*])""",
+    |(?P<number>-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![A-Za-z_]))|(?P<name>[A-Za-z_][A-Za-z0-9_.\-]*)|(?P<mark>[%@(){}\[\]:,;=+*/])""",
     re.VERBOSE,
 )
 
@@ -188,7 +188,10 @@ class _Parser:
             return self.integer()
         name = self.take("name")
         times = self.integer() if self.accept("*") else 1
-        return Sym(name, self.integer() if self.accept("+") else 0, times)
+        plus, over = self.integer() if self.accept("+") else 0, list[str]()
+        while self.accept("/"):
+            over.append(self.take("name"))
+        return Sym(name, plus, times, tuple(over))
 
     def placements(self) -> dict[str, Placement]:
         found: dict[str, Placement] = {}

@@ -15,7 +15,6 @@ from tscompile.assemble import assemble
 from tscompile.build import Build, Options
 from tscompile.checkpoint import Checkpoint
 from tscompile.errors import InternalError
-from tscompile.mesh import Mesh
 from tscompile.printer import print_graph
 from tscompile.verify import verify
 
@@ -52,7 +51,7 @@ def compile_plan(options: Options, say: Progress) -> dict[str, Any]:
     """A whole build: opens the checkpoint, runs every pass, writes the plan. The summary that `build --json`
     prints."""
     start = time.monotonic()
-    build = Build(options, Checkpoint(options.weights), Mesh((("tp", options.tp),)))
+    build = Build(options, Checkpoint(options.weights), options.mesh)
     run(build, UP_TO_FUSE, say)
     summary: dict[str, Any] = {"passes": len(PASSES)}
     if options.verify:

@@ -35,17 +35,27 @@ class Partial:
         return f"P({self.op})"
 
 
-Placement: TypeAlias = Replicate | Shard | Partial
+@dataclass(frozen=True)
+class Owned:
+    """Of a KV cache alone: a rank has the tokens of the sequences that it owns."""
+
+    def __str__(self) -> str:
+        return "O"
+
+
+Placement: TypeAlias = Replicate | Shard | Partial | Owned
 Placements: TypeAlias = tuple[Placement, ...]  # one an axis of the mesh, in the mesh's order
 
-_TEXT = re.compile(r"R|S\((\d+)\)|P\((sum|max)\)")
+_TEXT = re.compile(r"R|O|S\((\d+)\)|P\((sum|max)\)")
 
 
 def parse_placement(text: str) -> Placement:
-    """The inverse of str(). ValueError if `text` is none of R, S(dim), P(sum), P(max)."""
+    """The inverse of str(). ValueError if `text` is none of R, S(dim), P(sum), P(max), O."""
     match = _TEXT.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is not a placement; known are R, S(dim), P(sum), P(max)")
+        raise ValueError(f"{text!r} is not a placement; known are R, S(dim), P(sum), P(max), O")
     if match[1] is not None:
         return Shard(int(match[1]))
-    return Partial(match[2]) if match[2] else Replicate()
+    if match[2] is not None:
+        return Partial(match[2])
+    return Owned() if text == "O" else Replicate()

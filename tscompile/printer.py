@@ -10,7 +10,7 @@
     values   = (%NAME | @NAME) {"," (%NAME | @NAME)}
     source   = "#" FILE ":" LINE
     type     = ["state"] DTYPE "[" [dim {"," dim}] "]" {AXIS ":" placement}
-    dim      = INT | "T" | "S" | "L" | "P" | "S+1"
+    dim      = INT | ("T" | "S" | "L" | "P" | "S+1") {"/" AXIS}
     recipe   = "checkpoint(" STRING ")" | KIND "(" [recipe {"," recipe}] [attrs] ")"
     attrs    = ";" NAME "=" literal {"," NAME "=" literal}
     literal  = INT | FLOAT | STRING | "true" | "false" | "[" [literal {"," literal}] "]"

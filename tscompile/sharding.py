@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tscompile.errors import CompileError, InternalError
-from tscompile.ir import Op, Sym, Weight
+from tscompile.ir import Op, Shape, Sym, Value, Weight
+from tscompile.mesh import by_sequence
 from tscompile.ops import Rule, lookup
 from tscompile.ops.base import text_of
-from tscompile.placement import Partial, Placement, Replicate, Shard, parse_placement
+from tscompile.placement import Owned, Partial, Placement, Replicate, Shard, parse_placement
+
+TOKENS = Sym("T")
 
 
 @dataclass(frozen=True)
@@ -23,26 +26,25 @@ class Strategy:
     gives: tuple[Placement, ...]
 
 
-def strategies(op: Op, axis: str, ranks: int) -> list[Strategy]:
-    """All that the op's rule allows over `ranks` ranks; replicated comes first. A boundary has one: what its
-    author said."""
+def rule_of(op: Op) -> Rule:
+    return lookup(op.kind).factors(op.inputs, op.outputs, op.attrs)
+
+
+def strategies(
+    op: Op, axis: str, ranks: int, *, tokens: bool = True, taken: frozenset[str] = frozenset()
+) -> list[Strategy]:
+    """All that the op's rule allows over `ranks` ranks; replicated comes first. A boundary has what its
+    author said. tokens: whether a step's tokens may be sharded. taken: factors that another axis shards."""
     if op.kind == "boundary" and ranks > 1:
-        wanted = _annotated(op, axis)
-        return [Strategy("", (wanted,), (wanted,))]
-    rule = lookup(op.kind).factors(op.inputs, op.outputs, op.attrs)
-    inputs = rule.inputs
-    whole = (Replicate(),) * len(op.inputs)
-    nothing = Strategy("", whole, (Replicate(),) * len(op.outputs))
+        return [Strategy("", (p,), (p,)) for p in _at_boundary(op, axis, ranks, tokens and not taken)]
+    rule = rule_of(op)
+    nothing = Strategy("", (Replicate(),) * len(op.inputs), (Replicate(),) * len(op.outputs))
     if ranks == 1:
         return [nothing]
-    result: list[Strategy] = []
-    for factor in dict.fromkeys(name for dims in inputs for name in dims if name != "."):
-        if all(size % ranks == 0 for size in factor_sizes(op, rule, factor)):
-            takes = tuple(_placed(dims, factor, Replicate()) for dims in inputs)
-            gives = tuple(_placed(dims, factor, Partial(rule.reduce)) for dims in rule.outputs)
-            result.append(Strategy(factor, takes, gives))
-    if not result or not any(v.state for v in op.inputs):  # a KV cache is held whole only if it must be
-        result.insert(0, nothing)
+    result = [nothing]
+    for factor in dict.fromkeys(name for dims in rule.inputs for name in dims if name != "."):
+        if factor not in taken and _splits(op, factor, axis, ranks, tokens):
+            result.append(_sharded(op, rule, factor))
     for indices in rule.partial:
         if not any(isinstance(op.inputs[i], Weight) or op.inputs[i].dtype != "f32" for i in indices):
             takes = tuple(Partial() if i in indices else Replicate() for i in range(len(op.inputs)))
@@ -84,20 +86,73 @@ def chosen(op: Op, axis: str, index: int, ranks: int) -> Strategy:
     return min(fits)[2]
 
 
-def _placed(dims: Sequence[str], factor: str, otherwise: Placement) -> Placement:
-    return Shard(dims.index(factor)) if factor in dims else otherwise
+def divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def _annotated(op: Op, axis: str) -> Placement:
-    text = dict(part.split(":") for part in str(op.attrs["placements"]).split())
-    placement = parse_placement(text.get(axis, "R"))
-    dims = op.inputs[0].shape
-    if isinstance(placement, Shard) and (
-        placement.dim >= len(dims) or not isinstance(dims[placement.dim], int)
+def _splits(op: Op, factor: str, axis: str, ranks: int, tokens: bool) -> bool:
+    """Whether `ranks` ranks can share the factor out. Caches are shared out by sequence, or else by heads."""
+    rule = rule_of(op)
+    cached = any(v.state for v in op.inputs)
+    if (factor == rule.owned and not by_sequence(axis)) or (
+        cached and rule.owned and factor != rule.owned and by_sequence(axis)
     ):
+        return False
+    places = [*zip(op.inputs, rule.inputs, strict=False), *zip(op.outputs, rule.outputs, strict=True)]
+    dims = [d for value, names in places for d, n in zip(value.shape, names, strict=True) if n == factor]
+    if any(isinstance(dim, Sym) and not dim.ragged for dim in dims):
+        given = factor == rule.owned or all(factor in names for names in rule.outputs)
+        return tokens and given and all(dim == TOKENS for dim in dims)
+    return all(size % ranks == 0 for size in factor_sizes(op, rule, factor))
+
+
+def _sharded(op: Op, rule: Rule, factor: str) -> Strategy:
+    owned = factor == rule.owned
+
+    def placed(value: Value, dims: Sequence[str], otherwise: Placement) -> Placement:
+        if value.state and owned:
+            return Owned()
+        return Shard(dims.index(factor)) if factor in dims else otherwise
+
+    takes = [placed(v, dims, Replicate()) for v, dims in zip(op.inputs, rule.inputs, strict=False)]
+    gives = [placed(v, dims, Partial(rule.reduce)) for v, dims in zip(op.outputs, rule.outputs, strict=True)]
+    return Strategy(factor, tuple(takes), tuple(gives))
+
+
+def _at_boundary(op: Op, axis: str, ranks: int, tokens: bool) -> list[Placement]:
+    """What the author said, of features: where that is Replicate, which ranks own which tokens is left to
+    the search."""
+    text = dict(part.split(":") for part in str(op.attrs["placements"]).split())
+    placement, dims = parse_placement(text.get(axis, "R")), op.inputs[0].shape
+    if isinstance(placement, Shard):
+        _check_shard(op, axis, ranks, placement, dims)
+        twice = [other for other, said in text.items() if said == str(placement) and other != axis]
+        if twice:
+            raise CompileError(
+                f"{op.attrs['module']} says {placement} on {axis} and on {twice[0]}: wanted different dims "
+                f"of {op.inputs[0]!r} {text_of(dims)}, as a dim is sharded over one axis at most",
+                op.source,
+            )
+    if placement == Replicate() and tokens and TOKENS in dims:
+        return [placement, Shard(dims.index(TOKENS))]
+    return [placement]
+
+
+def _check_shard(op: Op, axis: str, ranks: int, placement: Shard, dims: Shape) -> None:
+    says = f"{op.attrs['module']} says {axis}:{placement}, but its value {op.inputs[0]!r} is {text_of(dims)}"
+    known = [i for i, dim in enumerate(dims) if isinstance(dim, int)]
+    if placement.dim not in known:
+        legal = ", ".join(f"{axis}:S({i})" for i in known if int(str(dims[i])) % ranks == 0)
         raise CompileError(
-            f"{op.attrs['module']} says {axis}:{placement}, but its value is {text_of(dims)}: wanted a dim "
-            "of it whose size is known (tokens cannot be sharded yet)",
+            f"{says}: wanted a dim whose size is known ({legal or 'there is none that divides'}); which "
+            "rank has which tokens is the compiler's to choose",
             op.source,
         )
-    return placement
+    size = dims[placement.dim]
+    assert isinstance(size, int)
+    if size % ranks:
+        fits = ", ".join(map(str, [n for n in divisors(size) if n <= 64]))
+        raise CompileError(
+            f"{says}: {axis}={ranks} does not divide {size}; {axis} can be {fits}",
+            op.source,
+        )

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tscompile.errors import InternalError
-from tscompile.ir import BATCH_ARRAYS, DTYPES, GROUP_KINDS, Graph, Group, Op, Value
+from tscompile.ir import BATCH_ARRAYS, DTYPES, GROUP_KINDS, Graph, Group, Op, Sym, Value
 from tscompile.ops import OpDef, ShapeError, lookup
 from tscompile.ops.base import text_of
 from tscompile.placement import Shard
@@ -52,6 +52,17 @@ class _Verifier:
         for placement in value.placement:
             if isinstance(placement, Shard) and not 0 <= placement.dim < len(value.shape):
                 raise InternalError(f"{name} {text_of(value.shape)} is placed {placement}")
+        for place, dim in enumerate(value.shape):
+            over = dim.over if isinstance(dim, Sym) else ()
+            cut = [
+                axis
+                for axis, p in zip(self.graph.mesh.names, value.placement, strict=False)
+                if p == Shard(place)
+            ]
+            if over and list(over) != cut:
+                raise InternalError(
+                    f"{name} has the dim {dim}, but is placed {' '.join(cut) or 'whole'} there"
+                )
         self.names.add(name)
         self.defined.add(id(value))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from checkpoints import Spec
 
 from tscompile import models, pipeline
 from tscompile.build import Options
+from tscompile.price import Prices
+from tscompile.topology import Algorithm, Link
 
 ALL_TARGETS = ("cpu-avx2", "cpu-avx512", "cpu-amx")
 
@@ -33,3 +36,11 @@ def build(
         lambda _: None,
     )
     return out
+
+
+def prices(base_s: float, bytes_per_s: float, *, sharded: bool = False, tokens: int = 64) -> Prices:
+    """A CPU's, with other links. sharded: whether tokens may be."""
+    found = Prices.of("cpu-avx2", tokens)
+    link = Link(bytes_per_s, (Algorithm("ring", base_s, 0.0),))
+    machine = replace(found.topology, host=link, launch_s=0.0, tokens_sharded=sharded)
+    return replace(found, topology=machine)

@@ -202,7 +202,7 @@ def test_verify_finds_one_rank_that_differs(tmp_path: Path, monkeypatch: pytest.
     reference(SPECS["llama-mha"]).save_pretrained(tmp_path)
     build = captured(tmp_path, tp=2)
     assert check.verify_build(build)[0]["ranks"] == 2
-    own = dataclasses.replace(REGISTRY["all_reduce"], across=lambda terms, attrs: [sum(terms), *terms[1:]])
+    own = dataclasses.replace(REGISTRY["all_reduce"], across=lambda terms, *_: [sum(terms), *terms[1:]])
     monkeypatch.setitem(REGISTRY, "all_reduce", own)
     with pytest.raises(InternalError, match=r"the logits of rank \d of mesh\(tp=2\) differ"):
         check.verify_build(build)

@@ -14,7 +14,6 @@ from tscompile import models, pipeline
 from tscompile.build import Build, Options
 from tscompile.checkpoint import Checkpoint
 from tscompile.interpret import Interpreter, Sequences
-from tscompile.mesh import Mesh
 
 PAGE_SIZE, NUM_SLOTS = 32, 1024
 TOLERANCE = 1e-4  # relative to the largest logit
@@ -25,7 +24,7 @@ def captured(folder: Path, passes: tuple[str, ...] = pipeline.UP_TO_FUSE, **opti
     """A build of the checkpoint in `folder`, after `passes`."""
     model = options.pop("model", None) or models.find_for(folder)
     chosen = Options(model, folder, page_size=PAGE_SIZE, **{"dtype": "f32", **options})
-    build = Build(chosen, Checkpoint(folder), Mesh((("tp", chosen.tp),)))
+    build = Build(chosen, Checkpoint(folder), chosen.mesh)
     pipeline.run(build, passes)
     return build
 

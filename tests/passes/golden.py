@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from tscompile.build import Build, Options
 from tscompile.ir import Graph
 from tscompile.mesh import Mesh
 from tscompile.parser import parse
+from tscompile.price import Prices
 from tscompile.printer import print_graph
+from tscompile.topology import Algorithm, Link
 from tscompile.verify import verify
 
 FOLDER = Path(__file__).resolve().parent / "golden"
@@ -49,3 +52,13 @@ def check_lines(name: str, lines: list[str], request: pytest.FixtureRequest) -> 
     assert text == path.read_text(), (
         f"{path.name} differs; if the change is meant, run pytest --update-golden and review"
     )
+
+
+def prices(
+    base_s: float, bytes_per_s: float, *, tokens: int = 64, target: str = "cpu-avx2", sharded: bool = False
+) -> Prices:
+    """Those of a target, with other links. sharded: whether tokens may be."""
+    found = Prices.of(target, tokens)
+    link = Link(bytes_per_s, (Algorithm("ring", base_s, 0.0),))
+    machine = replace(found.topology, host=link, launch_s=0.0, read_bytes_per_s=1e10, tokens_sharded=sharded)
+    return replace(found, topology=machine)

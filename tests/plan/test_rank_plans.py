@@ -16,7 +16,6 @@ from test_variants import VARIANTS, write
 from tscompile.interpret import Sequences
 from tscompile.kernels.host import best_target
 from tscompile.passes import propagate
-from tscompile.price import Prices
 from tscompile.reader import Plan
 
 PAGE_SIZE, NUM_PAGES, STEPS = 32, 16, 12
@@ -65,7 +64,7 @@ def test_a_user_model_with_its_vocabulary_sharded(tmp_path: Path, monkeypatch: p
     found = {}
     for ranks in (1, 2):
         path = tmp_path / f"{ranks}.tsp"
-        monkeypatch.setattr(propagate, "PRICES", Prices(collective_s=1e-9, link_bytes_per_s=1e13))
+        monkeypatch.setattr(propagate, "prices_of", lambda _: plans.prices(1e-9, 1e13))
         plans.build(tmp_path, path, "f32", model=model, tp=ranks, page_size=PAGE_SIZE)
         found[ranks] = greedy(path, prompts)
     assert {"rank.tp@tp=0", "rank.tp@tp=1"} <= Plan(path).entries.keys()

@@ -134,7 +134,7 @@ def _kv_write(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
 
 
 def _kv_write_factors(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs) -> Rule:
-    return Rule("h ., . h ., . h ., . -> h .")
+    return Rule("h ., t h ., t h ., t -> h .", owned="t")
 
 
 def _kv_write_reference(context: RankContext, inputs: list[Any], attrs: Attrs) -> list[Any]:
@@ -182,7 +182,7 @@ def _attention(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
 def _attention_factors(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs) -> Rule:
     kv_heads = inputs[1].shape[0]
     assert isinstance(kv_heads, int)
-    return Rule(". h ., h ., ., ., ., . . -> . h .", {"h": kv_heads}, repeats=frozenset({1}))
+    return Rule("t h ., h ., ., ., ., . . -> t h .", {"h": kv_heads}, repeats=frozenset({1}), owned="t")
 
 
 def _attention_reference(context: RankContext, inputs: list[Any], attrs: Attrs) -> list[Tensor]:
@@ -190,11 +190,14 @@ def _attention_reference(context: RankContext, inputs: list[Any], attrs: Attrs) 
     page_size, window, scale = integer(attrs, "page_size"), integer(attrs, "window"), number(attrs, "scale")
     out = torch.zeros(q.shape, dtype=torch.float32)
     repeat = q.shape[1] // state.k.shape[1]
+    first, end = context.tokens or (0, q.shape[0])
     for s in range(context_len.numel()):
-        rows = slice(int(query_start[s]), int(query_start[s + 1]))
+        if not first <= int(query_start[s]) < end:  # another rank's
+            continue
+        rows = slice(int(query_start[s]) - first, int(query_start[s + 1]) - first)
         slots = context_slots(page_table[s], int(context_len[s]), page_size)
         k, v = (half[slots].float().repeat_interleave(repeat, dim=1) for half in (state.k, state.v))
-        keys, at = torch.arange(len(slots)), positions[rows].long()[:, None]
+        keys, at = torch.arange(len(slots)), positions[first:][rows].long()[:, None]
         seen = (keys <= at) & (keys > at - window) if window else keys <= at
         out[rows] = attend(q[rows], k, v, seen, scale)
     return [out]

@@ -52,7 +52,8 @@ class Rule:
     heads). partial: sets of inputs that may be Partial(sum) together, the rest replicated, and make every
     output Partial(sum). repeats: inputs whose dims may have each part repeated in place without the op giving
     anything else (KV heads, each read by a group of heads). looked_up: factors whose elements are read by
-    index alone, so that more of them change nothing.
+    index alone, so that more of them change nothing. owned: the factor of the tokens that a KV cache holds;
+    sharded by sequence, every rank's cache has its own sequences' tokens.
     """
 
     text: str
@@ -61,6 +62,7 @@ class Rule:
     partial: tuple[frozenset[int], ...] = ()
     repeats: frozenset[int] = frozenset()
     looked_up: frozenset[str] = frozenset()
+    owned: str = ""
 
     @property
     def inputs(self) -> list[list[str]]:
@@ -73,10 +75,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class RankContext:
-    """Where a reference runs: one rank of a mesh."""
+    """Where a reference runs: one rank of a mesh. tokens: the first and the end of those of the step's that
+    the op works on, if they are sharded."""
 
     mesh: Mesh
     rank: int
+    tokens: tuple[int, int] | None = None
 
     def coord(self, axis: str) -> int:
         return self.mesh.coords(self.rank)[axis]
@@ -85,7 +89,7 @@ class RankContext:
 Infer = Callable[[Sequence[Value], Attrs], list[Type]]
 Factors = Callable[[Sequence[Value], Sequence[Value], Attrs], Rule]
 Reference = Callable[[RankContext, "list[Any]", Attrs], "list[Any]"]
-Across = Callable[["list[Tensor]", Attrs], "list[Tensor]"]
+Across = Callable[["list[Tensor]", Attrs, "list[int] | None"], "list[Tensor]"]
 Flops = Callable[[Sequence[Value], Sequence[Value], Attrs, Sizes], int]
 Localize = Callable[[Attrs, Sequence[Value], Mapping[str, str]], dict[str, Attr]]
 
@@ -109,12 +113,12 @@ class OpDef:
 
     attrs: name -> type; all must be there. infer: shape and dtype rule. factors: placement rule. reference:
     one rank's torch arithmetic, f32 unless an output is cast. across: for collectives, the tensors of one
-    axis's ranks in order -> theirs. elementwise: each output element depends on the same element of each
-    input (equal shapes, or a suffix that is broadcast). coordinate: the attr that names the mesh axis on
-    which the op depends on its rank's coordinate, or "" where it does not. flops and bytes: for sizes of the
-    symbolic dims. localize: attrs of one rank, given local outputs and {factor: axis}. expand: the other ops
-    that compute it, for an op that a model file may say and no kernel does; the value that takes its output's
-    place.
+    axis's ranks in order (and where their parts of the sharded dim begin, if they are not equal) -> theirs.
+    elementwise: each output element depends on the same element of each input (equal shapes, or a suffix that
+    is broadcast). coordinate: the attr that names the mesh axis on which the op depends on its rank's
+    coordinate, or "" where it does not. flops and bytes: for sizes of the symbolic dims. localize: attrs of
+    one rank, given local outputs and {factor: axis}. expand: the other ops that compute it, for an op that a
+    model file may say and no kernel does; the value that takes its output's place.
     """
 
     name: str

@@ -4,11 +4,12 @@ the ranks of one axis."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from tscompile.ir import Value
+from tscompile.ir import Sym, Value
 from tscompile.ops.base import (
     Across,
     Attrs,
@@ -67,28 +68,35 @@ register(
 )
 
 
-def _all_reduce(tensors: list[Tensor], attrs: Attrs) -> list[Tensor]:
+Starts = list[int] | None  # where each rank's part of the sharded dim begins, then its end; None: equal parts
+
+
+def _all_reduce(tensors: list[Tensor], attrs: Attrs, starts: Starts) -> list[Tensor]:
     stacked = torch.stack(tensors)
     total = stacked.sum(0) if attrs["op"] == "sum" else stacked.amax(0)
     return [total.clone() for _ in tensors]
 
 
-def _all_gather(tensors: list[Tensor], attrs: Attrs) -> list[Tensor]:
+def _all_gather(tensors: list[Tensor], attrs: Attrs, starts: Starts) -> list[Tensor]:
     whole = torch.cat(tensors, dim=integer(attrs, "dim"))
     return [whole.clone() for _ in tensors]
 
 
-def _slice(tensors: list[Tensor], attrs: Attrs) -> list[Tensor]:
-    return [x.chunk(len(tensors), dim=integer(attrs, "dim"))[i] for i, x in enumerate(tensors)]
+def _slice(tensors: list[Tensor], attrs: Attrs, starts: Starts) -> list[Tensor]:
+    dim = integer(attrs, "dim")
+    starts = starts or [i * tensors[0].shape[dim] // len(tensors) for i in range(len(tensors) + 1)]
+    return [x.narrow(dim, starts[i], starts[i + 1] - starts[i]) for i, x in enumerate(tensors)]
 
 
-def _reduce_scatter(tensors: list[Tensor], attrs: Attrs) -> list[Tensor]:
-    return _slice(_all_reduce(tensors, attrs), attrs)
+def _reduce_scatter(tensors: list[Tensor], attrs: Attrs, starts: Starts) -> list[Tensor]:
+    return _slice(_all_reduce(tensors, attrs, starts), attrs, starts)
 
 
-def _all_to_all(tensors: list[Tensor], attrs: Attrs) -> list[Tensor]:
+def _all_to_all(tensors: list[Tensor], attrs: Attrs, starts: Starts) -> list[Tensor]:
     whole = torch.cat(tensors, dim=integer(attrs, "source"))
-    return list(whole.chunk(len(tensors), dim=integer(attrs, "dim")))
+    # of the two dims one at most is the tokens': if it is the source, what is cut now is cut equally
+    ragged = whole.shape[integer(attrs, "dim")] == starts[-1] if starts else False
+    return _slice([whole] * len(tensors), attrs, starts if ragged else None)
 
 
 def _resized(*, grow: str = "", shrink: str = "") -> Infer:
@@ -100,6 +108,12 @@ def _resized(*, grow: str = "", shrink: str = "") -> Infer:
         for key, times, parts in ((grow, ranks, 1), (shrink, 1, ranks)):
             if key and ranks > 1:
                 dim = shape[integer(attrs, key)]
+                if isinstance(dim, Sym):
+                    axis = str(attrs["axis"])
+                    expect((axis in dim.over) == (times > 1), f"{dim} over {axis}")
+                    over = dim.over[:-1] if times > 1 else (*dim.over, axis)
+                    shape[integer(attrs, key)] = replace(dim, over=over)
+                    continue
                 expect(
                     isinstance(dim, int) and dim % parts == 0,
                     f"{text_of(inputs[0].shape)} over {ranks} ranks",

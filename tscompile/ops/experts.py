@@ -82,7 +82,7 @@ def _route_reference(context: RankContext, inputs: list[Tensor], attrs: Attrs) -
     choice = scores + inputs[1] if len(inputs) > 1 else scores
     groups = integer(attrs, "groups")
     if groups > 1:
-        split = choice.view(len(choice), groups, -1)
+        split = choice.view(len(choice), groups, choice.shape[1] // groups)
         best = split.topk(2, dim=-1).values.sum(-1)
         chosen = _first(best, integer(attrs, "kept"))
         kept = torch.zeros_like(best, dtype=torch.bool).scatter(-1, chosen, True)
@@ -246,7 +246,7 @@ register(
         "combine",
         (Slot("rows", "f32"), Slot("order", "i32"), Slot("weights", "f32")),
         _combine,
-        lambda inputs, outputs, attrs: Rule("e h, e, t . -> t h", partial=(frozenset({0}),)),
+        lambda inputs, outputs, attrs: Rule("e h, e, . . -> . h", partial=(frozenset({0}),)),
         reference=_combine_reference,
         flops=lambda inputs, outputs, attrs, sizes: 2 * elements(inputs[0].shape, sizes),
     )

@@ -9,7 +9,8 @@ from __future__ import annotations
 from tscompile.build import Build
 from tscompile.errors import InternalError
 from tscompile.ir import Attr, Op
-from tscompile.placement import Partial, Replicate, Shard, parse_placement
+from tscompile.placement import Partial, Shard, parse_placement
+from tscompile.price import collective_of
 
 
 def run(build: Build) -> None:
@@ -20,17 +21,15 @@ def run(build: Build) -> None:
 
 def _realise(op: Op) -> tuple[str, dict[str, Attr]]:
     """(kind, attrs) of the collective for one (from, to) pair."""
-    axis = op.attrs["axis"]
     source, target = parse_placement(str(op.attrs["source"])), parse_placement(str(op.attrs["target"]))
-    match source, target:
-        case Partial(reduction), Replicate():
-            return "all_reduce", {"axis": axis, "op": reduction}
-        case Partial(reduction), Shard(dim):
-            return "reduce_scatter", {"axis": axis, "op": reduction, "dim": dim, "ranks": 1}
-        case Shard(dim), Replicate():
-            return "all_gather", {"axis": axis, "dim": dim, "ranks": 1}
-        case Replicate(), Shard(dim):
-            return "slice", {"axis": axis, "dim": dim, "ranks": 1}
-        case Shard(old), Shard(dim):
-            return "all_to_all", {"axis": axis, "source": old, "dim": dim, "ranks": 1}
-    raise InternalError(f"no collective leads from {source} to {target}, at {op.outputs[0]!r}")
+    kind = collective_of(source, target)
+    if kind in ("", "nothing"):
+        raise InternalError(f"no collective leads from {source} to {target}, at {op.outputs[0]!r}")
+    attrs: dict[str, Attr] = {"axis": op.attrs["axis"]}
+    if isinstance(source, Partial):
+        attrs["op"] = source.op
+    if isinstance(source, Shard):
+        attrs["source" if kind == "all_to_all" else "dim"] = source.dim
+    if isinstance(target, Shard):
+        attrs["dim"] = target.dim
+    return kind, attrs if kind == "all_reduce" else {**attrs, "ranks": 1}

@@ -15,9 +15,9 @@ from tscompile.build import Build
 from tscompile.errors import CompileError
 from tscompile.ir import Graph, Op, Value, Weight
 from tscompile.match import Matcher
-from tscompile.ops import Rule, lookup
+from tscompile.ops import lookup
 from tscompile.recipe import Pad, Recipe, Repeat
-from tscompile.sharding import factor_sizes
+from tscompile.sharding import divisors, factor_sizes, rule_of
 
 AXIS = "tp"  # the axis whose ranks share heads and vocabulary
 
@@ -26,14 +26,6 @@ def run(build: Build) -> None:
     ranks = dict(build.mesh.axes).get(AXIS, 1)
     if ranks > 1:
         build.notes += repeat_heads(build.graph, ranks) + pad_vocabulary(build.graph, ranks)
-
-
-def divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
-
-
-def rule_of(op: Op) -> Rule:
-    return lookup(op.kind).factors(op.inputs, op.outputs, op.attrs)
 
 
 # --- KV heads ---
@@ -150,7 +142,7 @@ class _Linked:
                 continue
             name = names[dim]
             summed = not any(name in dims for dims in rule.outputs) and name not in rule.looked_up
-            if name == "." or summed or min(factor_sizes(op, rule, name)) % self.parts:
+            if name == "." or summed or any(s % self.parts for s in factor_sizes(op, rule, name)):
                 self.stuck = f"{op.kind} -> {op.outputs[0]!r}{_at(op)} needs dim {dim} of {value!r} as it is"
                 continue
             found += [(v, i) for v, dims in places for i, other in enumerate(dims) if other == name]

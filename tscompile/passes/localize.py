@@ -1,15 +1,18 @@
 """localize: from global shapes to those of one rank.
 
 Takes a placed graph whose placements differ only across collectives. Gives the program of one rank, the same
-for all: a dim that is sharded over n ranks is an nth, weights are `shard`s of their recipes, and attrs that
-say sizes say local ones. Placements stay, to tell what the values are.
+for all: a dim that is sharded over n ranks is an nth (tokens: `T/tp`, as mesh.token_starts says), weights are
+`shard`s of their recipes, and attrs that say sizes say local ones. Placements stay, to tell what the values
+are.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tscompile.build import Build
 from tscompile.errors import InternalError
-from tscompile.ir import Graph, Op, Sym, Value, Weight
+from tscompile.ir import Dim, Graph, Op, Sym, Value, Weight
 from tscompile.ops import lookup
 from tscompile.placement import Shard
 from tscompile.recipe import ShardOf
@@ -49,8 +52,12 @@ def _shrink(graph: Graph, value: Value) -> None:
         dim = value.shape[placement.dim]
         if isinstance(dim, Sym) and dim.ragged:
             continue
-        if not isinstance(dim, int) or dim % ranks:
+        if isinstance(dim, Sym):
+            local: Dim = replace(dim, over=(*dim.over, axis))
+        elif dim % ranks == 0:
+            local = dim // ranks
+        else:
             raise InternalError(f"{value!r}: {axis}={ranks} does not divide dim {placement.dim}, {dim}")
-        value.shape = (*value.shape[: placement.dim], dim // ranks, *value.shape[placement.dim + 1 :])
+        value.shape = (*value.shape[: placement.dim], local, *value.shape[placement.dim + 1 :])
         if isinstance(value, Weight):
             value.recipe = ShardOf(value.recipe, placement.dim, axis)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from tscompile.build import Build
 from tscompile.errors import Source
 from tscompile.ir import Op, Value, replicated
-from tscompile.placement import Placement, Placements
+from tscompile.placement import Placement, Placements, Replicate, Shard
 from tscompile.sharding import chosen
 
 
@@ -41,11 +41,19 @@ class _Resharder:
             self.ops.append(op)
 
     def bring(self, value: Value, wanted: Placements, source: Source | None) -> Value:
-        """`value` placed as `wanted`, axis by axis."""
+        """`value` placed as `wanted`, axis by axis: what becomes whole first, and no dim ever sharded over
+        two axes."""
         value = self.stands_for.get(id(value), value)
-        for index, (axis, _) in enumerate(self.axes):
-            if value.placement[index] != wanted[index]:
-                value = self._redistribute(value, index, axis, wanted[index], source)
+        while value.placement != wanted:
+            here = value.placement
+            todo = [i for i, to in enumerate(wanted) if here[i] != to]
+            free = [i for i in todo if not isinstance(wanted[i], Shard) or wanted[i] not in here]
+            index = min(
+                free or [i for i in todo if here[i] != Replicate()], key=lambda i: str(wanted[i]) != "R"
+            )
+            value = self._redistribute(
+                value, index, self.axes[index][0], wanted[index] if free else Replicate(), source
+            )
         return value
 
     def _redistribute(

@@ -1,0 +1,255 @@
+"""The search behind `propagate`: of all ways to place a graph over one axis, the cheapest.
+
+A dynamic program over the ops in order. A state says where the live values lie; between modules little is
+live, so there are few. The ops are cut into segments where one value alone crosses; segments that are alike,
+with the same states before them and the same differences of cost between these, are solved once: the layers
+of a model, from the second or third on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from tscompile.errors import CompileError
+from tscompile.ir import Attr, Graph, Op, Value, Weight
+from tscompile.mesh import by_sequence
+from tscompile.placement import Partial, Placement, Replicate, Shard
+from tscompile.price import Prices, collective_of
+from tscompile.sharding import Strategy, rule_of, strategies
+
+MAX_STATES = 256  # kept after each op, the cheapest
+CROSSING = 0  # in a segment's own states: the value that came into it, or leaves it
+
+# id(live value) -> every placement that it has been brought to so far; sorted by value, so that equal states
+# are equal
+State: TypeAlias = tuple[tuple[int, tuple[Placement, ...]], ...]
+# What came of a segment: (its last state, cost, which of the states before it led there, its ops' strategies)
+Ends: TypeAlias = list[tuple[State, float, State, tuple[Strategy, ...]]]
+
+
+@dataclass(frozen=True)
+class Path:
+    """A way to place the ops so far: what it costs, the last ops' strategies, and the path before them."""
+
+    cost: float
+    strategies: tuple[Strategy, ...] = ()
+    before: Path | None = None
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What the axes before this one have settled. of_op: parts, and the factors that are sharded. of_value:
+    into how many parts it is cut."""
+
+    of_op: Mapping[int, tuple[int, frozenset[str]]] = field(default_factory=dict)
+    of_value: Mapping[int, int] = field(default_factory=dict)
+
+    def op(self, op: Op) -> tuple[int, frozenset[str]]:
+        return self.of_op.get(id(op), (1, frozenset()))
+
+    def parts(self, value: Value) -> int:
+        return self.of_value.get(id(value), 1)
+
+
+class Search:
+    def __init__(
+        self, graph: Graph, axis: str, ranks: int, prices: Prices, earlier: Earlier | None = None
+    ) -> None:
+        self.graph, self.axis, self.ranks, self.prices = graph, axis, ranks, prices
+        self.earlier = earlier or Earlier()
+        self.cost = math.inf  # of what best() found
+        self.solved = 0  # segments that were not like one before
+        self.first_use: dict[int, int] = {}
+        self.last_use: dict[int, int] = {}
+        for i, op in enumerate(graph.ops):
+            for value in op.inputs:
+                self.first_use.setdefault(id(value), i)
+                self.last_use[id(value)] = i
+        self.last_use.update({id(v): len(graph.ops) for v in graph.outputs})
+        self.made_by = {id(v): op for op in graph.ops for v in op.outputs}
+        self.inputs = {id(v): v for v in graph.inputs}
+
+    def best(self) -> list[Strategy]:
+        """One strategy an op, the cheapest together. CompileError if there is none."""
+        paths: dict[State, Path] = {(): Path(0.0)}
+        known: dict[object, Ends] = {}
+        for start, stop, comes, leaves in self._segments():
+            base = min(path.cost for path in paths.values())
+            before = {renamed(s, comes, CROSSING): round(p.cost - base, 15) for s, p in paths.items()}
+            key = (self._signature(start, stop, comes), tuple(sorted(before.items(), key=str)))
+            if key not in known:
+                known[key] = self._solve(start, stop, before, comes, leaves)
+            of = {renamed(s, comes, CROSSING): p for s, p in paths.items()}
+            paths = {
+                renamed(end, CROSSING, leaves): Path(base + cost, found, of[origin])
+                for end, cost, origin, found in known[key]
+            }
+        self.solved = len(known)
+        costs = [(p.cost + self._outputs_cost(state), i) for i, (state, p) in enumerate(paths.items())]
+        self.cost, index = min(costs)
+        path: Path | None = list(paths.values())[index]
+        chunks = []
+        while path is not None:
+            chunks.append(path.strategies)
+            path = path.before
+        return [strategy for chunk in reversed(chunks) for strategy in chunk]
+
+    # --- segments ---
+
+    def _segments(self) -> list[tuple[int, int, int, int]]:
+        """(start, stop, id of the value that comes in, of the one that leaves), 0 for none."""
+        segments, live, start, comes = [], dict[int, int](), 0, 0
+        for i, op in enumerate(self.graph.ops):
+            live.update({id(v): self.last_use.get(id(v), -1) for v in op.outputs})
+            live = {v: last for v, last in live.items() if last > i}
+            if len(live) <= 1 or i == len(self.graph.ops) - 1:
+                leaves = next(iter(live), 0) if len(live) == 1 else 0
+                segments.append((start, i + 1, comes, leaves))
+                start, comes = i + 1, leaves
+        return segments
+
+    def _signature(self, start: int, stop: int, comes: int) -> object:
+        """Equal for two segments that are alike: ops, attrs, types, who reads what, what earlier axes did."""
+        labels: dict[int, object] = {comes: "in"}
+
+        def label(value: Value) -> object:
+            alone = self.first_use[id(value)] >= start and self.last_use[id(value)] < stop
+            if id(value) not in labels:
+                labels[id(value)] = len(labels) if alone else id(value)
+            return labels[id(value)], value.shape, value.dtype, self.earlier.parts(value)
+
+        lines = []
+        for op in self.graph.ops[start:stop]:
+            attrs: list[tuple[str, Attr]] = sorted((k, v) for k, v in op.attrs.items() if k != "module")
+            takes = tuple(label(v) for v in op.inputs)
+            for value in op.outputs:
+                labels[id(value)] = ("made", len(labels))
+            gives = tuple(
+                (labels[id(v)], v.shape, v.dtype, self.last_use.get(id(v), -1) >= stop, self.earlier.parts(v))
+                for v in op.outputs
+            )
+            lines.append((op.kind, tuple(attrs), takes, gives, self.earlier.op(op)))
+        return tuple(lines)
+
+    def _solve(self, start: int, stop: int, before: dict[State, float], comes: int, leaves: int) -> Ends:
+        roots = {renamed(s, CROSSING, comes): Path(cost) for s, cost in before.items()}
+        origin = {id(path): renamed(s, comes, CROSSING) for s, path in roots.items()}
+        paths = roots
+        for index in range(start, stop):
+            paths = self._step(index, paths)
+        ends: Ends = []
+        for state, last in paths.items():
+            found, path = [], last
+            while path.before is not None:
+                found.append(path.strategies[0])
+                path = path.before
+            ends.append((renamed(state, leaves, CROSSING), last.cost, origin[id(path)], tuple(found[::-1])))
+        return ends
+
+    # --- one op ---
+
+    def _step(self, index: int, paths: dict[State, Path]) -> dict[State, Path]:
+        op = self.graph.ops[index]
+        options = [(s, self._op_cost(op, s)) for s in self._strategies(op)]
+        after: dict[State, Path] = {}
+        for state, path in paths.items():
+            live = dict(state)
+            for strategy, own in options:
+                cost, reached = path.cost + own, dict(live)
+                for value, wanted in zip(op.inputs, strategy.takes, strict=True):
+                    cost += self._bring(value, wanted, reached)
+                if cost == math.inf:
+                    continue
+                for value, given in zip(op.outputs, strategy.gives, strict=True):
+                    reached[id(value)] = (given,)
+                key = tuple(sorted((v, p) for v, p in reached.items() if self.last_use.get(v, -1) > index))
+                if key not in after or cost < after[key].cost:
+                    after[key] = Path(cost, (strategy,), path)
+        if not after:
+            raise CompileError(self._no_way(op, list(paths)), op.source)
+        if len(after) <= MAX_STATES:
+            return after
+        return dict(sorted(after.items(), key=lambda item: item[1].cost)[:MAX_STATES])
+
+    def _strategies(self, op: Op) -> list[Strategy]:
+        _, taken = self.earlier.op(op)
+        tokens = self.prices.topology.tokens_sharded
+        found = strategies(op, self.axis, self.ranks, tokens=tokens, taken=taken)
+        sharded = [s for s in found if s.factor]
+        if any(v.state for v in op.inputs):  # a KV cache is held whole only if it must be
+            return sharded or found
+        weights = [i for i, v in enumerate(op.inputs) if isinstance(v, Weight)]
+        if by_sequence(self.axis) or not weights or not self.prices.is_product(op):
+            return found
+        # ranks of such an axis are there to share the matrices out: none is held whole to share out tokens
+        cut = [s for s in sharded if any(isinstance(s.takes[i], Shard) for i in weights)]
+        return [s for s in found if s in cut or not s.factor] if cut else found
+
+    def _op_cost(self, op: Op, strategy: Strategy) -> float:
+        parts, _ = self.earlier.op(op)
+        weights = [i for i, v in enumerate(op.inputs) if isinstance(v, Weight)]
+        held = min((self.earlier.parts(op.inputs[i]) for i in weights), default=1)
+        cut = all(isinstance(strategy.takes[i], Shard) for i in weights)
+        own = self.ranks if strategy.factor else 1
+        return self.prices.op(op, parts * own, held * (own if cut else 1))
+
+    def _bring(self, value: Value, wanted: Placement, live: dict[int, tuple[Placement, ...]]) -> float:
+        """The cost of having `value` as `wanted`, noted in `live`. Weights are cut at build: what costs is to
+        hold them."""
+        have = live.get(id(value), ())
+        if wanted in have:
+            return 0.0
+        parts = self.earlier.parts(value)
+        if isinstance(value, Weight):
+            live[id(value)] = tuple(sorted((*have, wanted), key=str))
+            if isinstance(wanted, Partial):
+                return math.inf
+            return self.prices.resident(value, parts * (1 if wanted == Replicate() else self.ranks))
+        if value.state:  # a KV cache lies as its first op wants it
+            live[id(value)] = have or (wanted,)
+            return math.inf if have else 0.0
+        have = have or (Replicate(),)  # every rank has the batch arrays
+        live[id(value)] = (have[0], *sorted((*have[1:], wanted), key=str))
+        return self.prices.move(value, have[0], wanted, self.ranks, parts)
+
+    def _outputs_cost(self, state: State) -> float:
+        live = dict(state)
+        return sum(self._bring(v, Replicate(), live) for v in self.graph.outputs)
+
+    # --- why not ---
+
+    def _no_way(self, op: Op, states: Sequence[State]) -> str:
+        """Which input keeps the op from being placed: where it lies, where it comes from, what is wanted, and
+        what would be legal."""
+        said = f"{op.kind} -> {op.outputs[0]!r} cannot be placed on {self.axis}={self.ranks}"
+        for index, value in enumerate(op.inputs):
+            found = {p for s in states for p in dict(s).get(id(value), (Replicate(),))[:1]}
+            wanted = dict.fromkeys(s.takes[index] for s in self._strategies(op))
+            if isinstance(value, Weight) or any(collective_of(f, w) for f in found for w in wanted):
+                continue
+            maker = self.made_by.get(id(value))
+            comes = f"{maker.kind} ({maker.source}) gives it as" if maker else "it lies as"
+            legal = {p for f in found for p in self._shardings(value) if collective_of(f, p)}
+            return (
+                f"{said}: it takes {value!r} as {_either(wanted)}, but {comes} {_either(found)}, and no "
+                f"collective leads there; legal would be {_either(legal)}"
+            )
+        return f"{said}: no way leads from where its inputs lie to what its rule allows: {rule_of(op).text}"
+
+    def _shardings(self, value: Value) -> list[Placement]:
+        dims = [i for i, d in enumerate(value.shape) if isinstance(d, int) and d % self.ranks == 0]
+        return [Replicate(), *(Shard(dim) for dim in dims)]
+
+
+def renamed(state: State, old: int, new: int) -> State:
+    """The state with one value under another id."""
+    if old == new:
+        return state
+    return tuple(sorted((new if value == old else value, placements) for value, placements in state))
+
+
+def _either(placements: Sequence[Placement] | set[Placement] | dict[Placement, None]) -> str:
+    return " or ".join(sorted(map(str, placements)))
