@@ -121,18 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--no-text", action="store_true", help="leave tokenizer and chat template out: token ids in and out"
     )
-    build.add_argument("--tp", type=_count, default=1, metavar="N", help="tensor-parallel ranks; default: 1")
-    build.add_argument("--ep", type=_count, default=1, metavar="N", help="expert-parallel ranks; default: 1")
-    build.add_argument(
-        "--dp", type=_count, default=1, metavar="N", help="ranks that share sequences out; default: 1"
-    )
-    build.add_argument(
-        "--tokens",
-        type=_count,
-        default=0,
-        metavar="N",
-        help="tokens of the step that placements are chosen for; default: the most a step can have",
-    )
+    _mesh_options(build)
     build.add_argument(
         "--dump", type=Path, metavar="DIR", help="write the graph after each pass, as DIR/NN-pass.txt"
     )
@@ -152,6 +141,22 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("plan", type=Path, metavar="PLAN")
         command.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _mesh_options(build: argparse.ArgumentParser) -> None:
+    for axis, ranks in (
+        ("tp", "tensor-parallel ranks"),
+        ("ep", "expert-parallel ranks"),
+        ("dp", "ranks that share sequences out"),
+    ):
+        build.add_argument(f"--{axis}", type=_count, default=1, metavar="N", help=f"{ranks}; default: 1")
+    build.add_argument(
+        "--tokens",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="tokens of the step that placements are chosen for; default: the most a step can have",
+    )
 
 
 def _count(text: str) -> int:
