@@ -2,10 +2,11 @@
 experts beside shared ones, the router limited to the best groups. Names and rules as in transformers'
 modeling_deepseek_v3."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tscompile.nn import Config, LatentAttention, Replicate, RotaryEmbedding, placements
+from tscompile.nn import Config, Experts, LatentAttention, Replicate, RotaryEmbedding, Routing, placements
 
 ARCHITECTURES = ("DeepseekV3ForCausalLM", "KimiK2ForCausalLM")
 
@@ -61,9 +62,8 @@ class Attention(nn.Module):
 
 @placements(takes=WHOLE, gives=WHOLE)
 class MLP(nn.Module):
-    def __init__(self, config: Config, hidden_size: int, intermediate_size: int) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
-        config.choice("hidden_act", ("silu",), default="silu")
         self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
@@ -72,16 +72,54 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class Layer(nn.Module):
+class Gate(nn.Module):
+    """The router. Its bias chooses experts, and does not weigh them."""
+
+    def __init__(self, hidden_size: int, num_experts: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
+        self.e_score_correction_bias = nn.Parameter(torch.empty(num_experts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+@placements(takes=WHOLE, gives=WHOLE)
+class MoE(nn.Module):
     def __init__(self, config: Config, hidden_size: int) -> None:
         super().__init__()
+        num_experts, num_chosen = config.num_experts("n_routed_experts")
+        intermediate_size = config.integer("moe_intermediate_size")
+        config.choice("scoring_func", ("sigmoid",), default="sigmoid")
+        config.choice("topk_method", ("noaux_tc",), default="noaux_tc")
+        self.gate = Gate(hidden_size, num_experts)
+        self.routing = Routing(
+            num_chosen,
+            scores="sigmoid",
+            normalize=config.flag("norm_topk_prob", True),
+            scale=config.number("routed_scaling_factor", 2.5),
+            num_groups=config.integer("n_group", 8),
+            num_kept_groups=config.integer("topk_group", 4),
+        )
+        self.experts = Experts(num_experts, hidden_size, intermediate_size)
+        num_shared = config.integer("n_shared_experts", 1)
+        self.shared_experts = MLP(hidden_size, num_shared * intermediate_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ids, weights = self.routing(self.gate(x), self.gate.e_score_correction_bias)  # [T, num_chosen]
+        return self.experts(x, ids, weights) + self.shared_experts(x)
+
+
+class Layer(nn.Module):
+    def __init__(self, config: Config, hidden_size: int, routed: bool) -> None:
+        super().__init__()
+        config.choice("hidden_act", ("silu",), default="silu")
         eps = config.number("rms_norm_eps", 1e-6)
-        if config.integer("first_k_dense_replace", 3, minimum=0) < config.integer("num_hidden_layers"):
-            raise config.fail("first_k_dense_replace", "num_hidden_layers: routed experts are yet to come")
         self.input_layernorm = nn.RMSNorm(hidden_size, eps)
         self.self_attn = Attention(config, hidden_size)
         self.post_attention_layernorm = nn.RMSNorm(hidden_size, eps)
-        self.mlp = MLP(config, hidden_size, config.integer("intermediate_size"))
+        dense_size = config.integer("intermediate_size")
+        self.mlp = MoE(config, hidden_size) if routed else MLP(hidden_size, dense_size)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x))
@@ -97,7 +135,8 @@ class Model(nn.Module):
         vocab_size = config.integer("vocab_size")
         num_layers = config.integer("num_hidden_layers")
         self.embed_tokens = nn.Embedding(vocab_size, hidden_size)
-        self.layers = nn.ModuleList(Layer(config, hidden_size) for _ in range(num_layers))
+        num_dense = config.integer("first_k_dense_replace", 3, minimum=0)
+        self.layers = nn.ModuleList(Layer(config, hidden_size, i >= num_dense) for i in range(num_layers))
         self.norm = nn.RMSNorm(hidden_size, config.number("rms_norm_eps", 1e-6))
         self.lm_head = nn.Linear(hidden_size, vocab_size, bias=False)
         if config.flag("tie_word_embeddings", False):

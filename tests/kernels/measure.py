@@ -1,7 +1,7 @@
-"""How fast single kernels are: python tests/kernels/measure.py [TARGET ...]. Shapes of Qwen3-0.6B, and for
-experts of Qwen3-30B-A3B, bf16. Prints the best of several runs, with one thread and with all cores: GFLOP/s
-and GB/s of weights (linear, experts) or of KV cache (attention). Compare with the peaks of the same minutes,
-which `make bench` measures."""
+"""How fast single kernels are: python tests/kernels/measure.py [TARGET ...]. Shapes of Qwen3-0.6B, for
+experts of Qwen3-30B-A3B, for latent attention of DeepSeek-V3, bf16. Prints the best of several runs, with one
+thread and with all cores: GFLOP/s and GB/s of weights (linear, experts) or of KV cache (attention). Compare
+with the peaks of the same minutes, which `make bench` measures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import numpy as np
 from kernel_harness import Buffer, arguments_of
 
 from tscompile.kernels import build as kernels
-from tscompile.kernels.desc import Attention, Experts, KernelDesc, Linear, args_of
+from tscompile.kernels.desc import Attention, Experts, KernelDesc, LatentAttention, Linear, args_of
 from tscompile.kernels.emit import emit, headers
 from tscompile.kernels.host import host_targets
 from tscompile.kernels.select import choose
@@ -85,6 +85,20 @@ def attentions() -> Iterator[tuple[str, KernelDesc, dict[str, np.ndarray], dict[
         yield f"attention {new} of {length}", made, batch, arguments, cost, kv.array.nbytes
 
 
+def latents() -> Iterator[tuple[str, KernelDesc, dict[str, np.ndarray], dict[str, Buffer], int, int]]:
+    """DeepSeek-V3's heads, all of them and those of one rank of eight."""
+    rank, row = 512, 576
+    for heads in (16, 128):
+        made = LatentAttention(ATTENTION, heads, row, rank, "bf16", PAGE, row**-0.5, "bf16")
+        for new, length in ((1, 4096), (128, 2048)):
+            pages = -(-length // PAGE)
+            batch = arrays.batch_of([arrays.Request(length, new)], PAGE, [list(range(pages))])
+            kv = bf16(pages, row * PAGE)
+            arguments = {"q": bf16(new, heads, row), "kv": kv, "out": bf16(new, heads, rank)}
+            cost = 2 * heads * (row + rank) * int((batch["positions"] + 1).sum())
+            yield f"latent {heads} heads, {new} of {length}", made, batch, arguments, cost, kv.array.nbytes
+
+
 def compiled(made: KernelDesc, target: Target) -> Any:
     """The kernel, as a plan would hold it."""
     source = {made.symbol: emit(made, choose(made, target), target)}
@@ -115,14 +129,14 @@ def main(targets: list[str]) -> None:
     cores = len(os.sched_getaffinity(0))
     for name in targets or host_targets():
         for text, made, batch, arguments, flops, num_bytes in itertools.chain(
-            linears(), experts(), attentions()
+            linears(), experts(), attentions(), latents()
         ):
             kernel = compiled(made, TARGETS[name])
             args, _kept = arguments_of(made, batch, arguments)
             for threads in sorted({1, cores}):
                 seconds = fastest(kernel, args, threads)
                 figures = f"{flops / seconds / 1e9:7.1f} GFLOP/s {num_bytes / seconds / 1e9:6.1f} GB/s"
-                print(f"{name:10} {text:26} {threads} threads {seconds * 1e3:8.2f} ms {figures}", flush=True)
+                print(f"{name:10} {text:30} {threads} threads {seconds * 1e3:8.2f} ms {figures}", flush=True)
 
 
 if __name__ == "__main__":

@@ -90,10 +90,62 @@ LATENT = {
     "moe_intermediate_size": 32,
 }
 MOE = {"head_dim": 32, "num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 48}
+ROUTED = {
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 16,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+}
 
 # Each leaves the beaten path somewhere: head counts, ties, biases, rope scalings, odd sizes, windows.
 SPECS: dict[str, Spec] = {
     "deepseek-dense": Spec("deepseek_v3", LATENT),
+    "deepseek-routed": Spec("deepseek_v3", {**LATENT, **ROUTED}),
+    "deepseek-no-q-rank-odd-sizes": Spec(
+        "deepseek_v3",
+        {
+            **LATENT,
+            **ROUTED,
+            "vocab_size": 509,
+            "hidden_size": 72,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "q_lora_rank": None,
+            "kv_lora_rank": 40,
+            "qk_nope_head_dim": 20,
+            "qk_rope_head_dim": 12,
+            "v_head_dim": 24,
+            "first_k_dense_replace": 0,
+            "moe_intermediate_size": 20,
+            "n_shared_experts": 3,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.0,
+            "rope_interleave": False,
+            "attention_bias": True,
+        },
+    ),
+    "deepseek-yarn-one-group": Spec(
+        "deepseek_v3",
+        {
+            **LATENT,
+            **ROUTED,
+            "num_hidden_layers": 3,
+            "n_group": 1,
+            "topk_group": 1,
+            "n_shared_experts": 2,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 128,
+                "beta_fast": 32,
+                "beta_slow": 1,
+                "mscale": 1.0,
+                "mscale_all_dim": 0.8,
+            },
+        },
+    ),
     "llama-mha": Spec("llama", {"num_key_value_heads": 4}),
     "llama-gqa-tied": Spec("llama", {"num_attention_heads": 8, "head_dim": 16, "tie_word_embeddings": True}),
     "llama-mqa-odd-sizes": Spec(
@@ -203,6 +255,9 @@ def reference(spec: Spec, seed: int = 1) -> Any:
                 if name.endswith("mlp.gate.weight"):  # nor do choices of experts hang on the last bits
                     scale *= 4
                 parameter.copy_(noise * (scale if not config.tie_word_embeddings else min(scale, 0.3)))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
     return model
 
 

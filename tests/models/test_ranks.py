@@ -48,6 +48,9 @@ CASES: dict[str, tuple[Spec, int]] = {
     ),
     "deepseek dense tp=2": (SPECS["deepseek-dense"], 2),
     "deepseek dense tp=4": (SPECS["deepseek-dense"], 4),
+    "deepseek routed tp=2": (SPECS["deepseek-routed"], 2),
+    "deepseek routed tp=4": (SPECS["deepseek-routed"], 4),
+    "deepseek, 3 heads, tp=2": (SPECS["deepseek-no-q-rank-odd-sizes"], 2),
     "llama, sizes that do not divide, tp=4": (
         Spec("llama", {**WIDE, "vocab_size": 509, "intermediate_size": 90}),
         4,

@@ -15,6 +15,7 @@ from engine import Answer, Engine, EngineError, Request
 
 # Small, but with every kernel in it: qk-norm, a window, sizes that fill no tile, a bias.
 MODELS = {
+    "deepseek-bf16": ("deepseek-routed", "bf16"),
     "qwen3-f32": ("qwen3-tied", "f32"),
     "qwen3-bf16": ("qwen3-gqa-8", "bf16"),
     "mistral-bf16": ("mistral-window", "bf16"),
