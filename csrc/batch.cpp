@@ -1,21 +1,44 @@
 #include "batch.h"
 
 #include <algorithm>
+#include <cstddef>
 
 #include "check.h"
 
 namespace ts {
 
-BatchArrays::BatchArrays(int32_t max_tokens, int32_t max_seqs, int32_t max_pages)
-    : max_seqs_(max_seqs),
-      max_pages_(max_pages),
-      token_ids_(static_cast<size_t>(max_tokens)),
-      positions_(static_cast<size_t>(max_tokens)),
-      slots_(static_cast<size_t>(max_tokens)),
-      query_start_(static_cast<size_t>(max_seqs) + 1),
-      context_len_(static_cast<size_t>(max_seqs)),
-      logit_rows_(static_cast<size_t>(max_seqs)),
-      page_table_(static_cast<size_t>(max_seqs) * static_cast<size_t>(max_pages)) {
+namespace {
+
+constexpr size_t kLine = 16;  // int32 of a cache line: where each array begins
+
+size_t round_up(size_t count) { return (count + kLine - 1) / kLine * kLine; }
+
+}  // namespace
+
+size_t BatchArrays::num_ints(int32_t max_tokens, int32_t max_seqs, int32_t max_pages) {
+  const auto tokens = static_cast<size_t>(max_tokens), seqs = static_cast<size_t>(max_seqs);
+  return 3 * round_up(tokens) + round_up(seqs + 1) + 2 * round_up(seqs) +
+         round_up(seqs * static_cast<size_t>(max_pages));
+}
+
+BatchArrays::BatchArrays(int32_t max_tokens, int32_t max_seqs, int32_t max_pages, std::span<int32_t> memory)
+    : max_seqs_(max_seqs), max_pages_(max_pages), own_(memory.empty() ? num_ints(max_tokens, max_seqs, max_pages) : 0) {
+  if (memory.empty()) memory = own_;
+  TS_ASSERT(memory.size() >= num_ints(max_tokens, max_seqs, max_pages), "the memory is too small for a batch");
+  std::ranges::fill(memory, 0);
+  const auto take = [&](size_t count) {
+    const std::span<int32_t> taken = memory.first(count);
+    memory = memory.subspan(round_up(count));
+    return taken;
+  };
+  const auto tokens = static_cast<size_t>(max_tokens), seqs = static_cast<size_t>(max_seqs);
+  token_ids_ = take(tokens);
+  positions_ = take(tokens);
+  slots_ = take(tokens);
+  query_start_ = take(seqs + 1);
+  context_len_ = take(seqs);
+  logit_rows_ = take(seqs);
+  page_table_ = take(seqs * static_cast<size_t>(max_pages));
   view_.page_table_stride = max_pages;
   view_.token_ids = token_ids_.data();
   view_.positions = positions_.data();
@@ -29,7 +52,7 @@ BatchArrays::BatchArrays(int32_t max_tokens, int32_t max_seqs, int32_t max_pages
 std::span<int32_t> BatchArrays::row(int32_t seq) {
   TS_ASSERT(seq >= 0 && seq < max_seqs_, "the page table has no such row");
   const auto stride = static_cast<size_t>(max_pages_);
-  return std::span(page_table_).subspan(static_cast<size_t>(seq) * stride, stride);
+  return page_table_.subspan(static_cast<size_t>(seq) * stride, stride);
 }
 
 void BatchArrays::move_row(int32_t from, int32_t to, int32_t num_pages) {

@@ -14,7 +14,9 @@ namespace ts {
 /// each step. Nothing allocates after construction.
 class BatchArrays {
  public:
-  BatchArrays(int32_t max_tokens, int32_t max_seqs, int32_t max_pages);
+  /// `memory`: num_ints() int32 on a 64-byte boundary that outlive it, such as what ranks share; empty: its own.
+  BatchArrays(int32_t max_tokens, int32_t max_seqs, int32_t max_pages, std::span<int32_t> memory = {});
+  static size_t num_ints(int32_t max_tokens, int32_t max_seqs, int32_t max_pages);
   BatchArrays(const BatchArrays &) = delete;
   BatchArrays &operator=(const BatchArrays &) = delete;
 
@@ -31,13 +33,14 @@ class BatchArrays {
  private:
   int32_t max_seqs_;
   int32_t max_pages_;
-  std::vector<int32_t> token_ids_;    // [max_tokens]
-  std::vector<int32_t> positions_;    // [max_tokens]
-  std::vector<int32_t> slots_;        // [max_tokens]
-  std::vector<int32_t> query_start_;  // [max_seqs + 1]
-  std::vector<int32_t> context_len_;  // [max_seqs]
-  std::vector<int32_t> logit_rows_;   // [max_seqs]
-  std::vector<int32_t> page_table_;   // [max_seqs, max_pages]
+  std::vector<int32_t> own_;
+  std::span<int32_t> token_ids_;    // [max_tokens]
+  std::span<int32_t> positions_;    // [max_tokens]
+  std::span<int32_t> slots_;        // [max_tokens]
+  std::span<int32_t> query_start_;  // [max_seqs + 1]
+  std::span<int32_t> context_len_;  // [max_seqs]
+  std::span<int32_t> logit_rows_;   // [max_seqs]
+  std::span<int32_t> page_table_;   // [max_seqs, max_pages]
   ts_batch view_{};
 };
 

@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-#define TS_ENGINE_ABI 1
+#define TS_ENGINE_ABI 2
 
 typedef struct ts_plan ts_plan;
 typedef struct ts_engine ts_engine;
@@ -26,7 +26,8 @@ typedef enum ts_status {
   TS_CLOSED = 5,      /* the engine is draining or closed */
   TS_IO = 6,          /* the file system said no */
   TS_NO_MEMORY = 7,
-  TS_INTERNAL = 8
+  TS_INTERNAL = 8,
+  TS_LOST_RANK = 9 /* a rank died, stopped or did not come; the message names it. The engine is over */
 } ts_status;
 
 typedef struct ts_error {
@@ -47,6 +48,9 @@ ts_status ts_plan_open(const char *path, ts_verify verify, ts_plan **plan, ts_er
 /* An entry's bytes, valid until ts_plan_close. TS_BAD_REQUEST if there is none of that name. `tsp/manifest` is one. */
 ts_status ts_plan_entry(const ts_plan *plan, const char *name, const uint8_t **data, size_t *size);
 
+/* How many processes run the plan together: ranks 0 to that - 1 of its mesh. 0 for NULL. */
+int32_t ts_plan_num_ranks(const ts_plan *plan);
+
 void ts_plan_close(ts_plan *plan); /* after every engine over it is closed; NULL is fine */
 
 /* ---- engine -------------------------------------------------------------------------------------------------------- */
@@ -62,11 +66,30 @@ typedef struct ts_engine_options {
   int32_t max_queue;    /* requests waiting; beyond it submit says TS_BUSY; 0: 1,024 */
   int32_t prefix_cache; /* 0 off, 1 on */
   const char *target;   /* NULL: the best of the plan's targets that this host can run; else that one or an error */
+
+  /* For a plan of several ranks; all else but num_threads and target counts on rank 0 alone. num_threads 0 is then the rank's
+     share of the cores that it may use. */
+  int32_t rank;            /* this process's, in the plan's mesh */
+  int32_t rank_timeout_ms; /* how long to wait for ranks that do not come, or do not move; 0: 60,000 */
+  const char *rendezvous;  /* a name that all ranks of this run give, and no other run of this user on this host */
+  const int32_t
+      *rank_pids; /* [ts_plan_num_ranks] process ids of those that the caller started, 0 for others, so that
+                     one that dies before it came is noticed at once; NULL: none. Rank 0's place is not read */
 } ts_engine_options;
 
+/* With a plan of several ranks this is rank 0, and returns once all ranks are ready. TS_LOST_RANK, naming it, if one is not. */
 ts_status ts_engine_open(ts_plan *plan, const ts_engine_options *options, ts_engine **engine, ts_error *error);
 
-/* Refuses new requests and cancels the live ones: ts_engine_poll gives their last events, then -1. What a front whose poll
+/* Any other rank: computes its part of each step of rank 0's engine. Returns TS_OK once that is closed, or TS_LOST_RANK if any
+ * rank is gone. Signals to the calling thread are held back meanwhile: who stops a run stops its rank 0. */
+ts_status ts_rank_run(ts_plan *plan, const ts_engine_options *options, ts_error *error);
+
+/* TS_OK while the engine can compute. TS_LOST_RANK, with the rank's name, once one is gone: then live requests end with
+ * TS_FINISH_ERROR, no more are taken, and after their events ts_engine_poll says -1. */
+ts_status ts_engine_failure(ts_engine *engine, ts_error *error);
+
+/* Refuses new requests and cancels the live ones: ts_engine_poll gives their last events, then -1; other ranks have been told to
+ * end by then. What a front whose poll
  * thread still runs calls before ts_engine_close. May be called twice; NULL is fine. */
 void ts_engine_shutdown(ts_engine *engine);
 

@@ -5,12 +5,21 @@
 #include "abi.h"
 #include "engine_core.h"
 #include "executor.h"
+#include "no_signals.h"
 #include "text.h"
 
 /// What ts_engine points to.
 struct ts_engine {
   std::unique_ptr<ts::Executor> executor;
   std::unique_ptr<ts::EngineCore> core;  // second: its step thread uses the executor
+
+  ts_engine(std::unique_ptr<ts::Executor> executor_, std::unique_ptr<ts::EngineCore> core_)
+      : executor(std::move(executor_)), core(std::move(core_)) {
+    executor->on_failure([raw = core.get()](const std::string &message) { raw->abandon(message); });
+  }
+  ~ts_engine() { executor->on_failure(nullptr); }
+  ts_engine(const ts_engine &) = delete;
+  ts_engine &operator=(const ts_engine &) = delete;
 };
 
 namespace ts {
@@ -31,6 +40,8 @@ void check_options(const ts_engine_options &o) {
   not_negative("token_budget", o.token_budget);
   not_negative("max_seqs", o.max_seqs);
   not_negative("max_queue", o.max_queue);
+  not_negative("rank", o.rank);
+  not_negative("rank_timeout_ms", o.rank_timeout_ms);
   if (o.prefix_cache != 0 && o.prefix_cache != 1) {
     fail(TS_BAD_REQUEST, "prefix_cache is ", o.prefix_cache, ", wanted 0 (off) or 1 (on)");
   }
@@ -44,13 +55,17 @@ int32_t within(const char *name, int32_t wanted, int32_t limit) {
   return wanted == 0 ? limit : wanted;
 }
 
-ExecutorOptions executor_options(const ts_engine_options &o) {
+ExecutorOptions executor_options(const ts_engine_options &o, int32_t num_ranks) {
   ExecutorOptions options;
   options.num_threads = o.num_threads;
   options.num_pages = o.num_pages;
   options.kv_bytes = o.kv_bytes;
   options.max_seqs = o.max_seqs;
   options.target = o.target == nullptr ? "" : o.target;
+  options.ranks.rank = o.rank;
+  options.ranks.timeout_ms = o.rank_timeout_ms;
+  options.ranks.rendezvous = o.rendezvous == nullptr ? "" : o.rendezvous;
+  if (o.rank_pids != nullptr) options.ranks.children.assign(o.rank_pids, o.rank_pids + num_ranks);
   return options;
 }
 
@@ -71,6 +86,7 @@ EngineOptions engine_options(const ts_engine_options &o, const Executor &executo
   options.scheduler.page_size = limits.page_size;
   options.scheduler.num_pages = executor.num_pages();
   options.scheduler.prefix_cache = o.prefix_cache == 1;
+  options.scheduler.batch_memory = executor.batch_memory();
   options.vocab_size = limits.vocab_size;
   options.max_queue = o.max_queue == 0 ? kMaxQueue : o.max_queue;
   options.eos_token_ids = plan.model().eos_token_ids;
@@ -89,15 +105,37 @@ ts_status ts_engine_open(ts_plan *plan, const ts_engine_options *options, ts_eng
     }
     *engine = nullptr;
     ts::check_options(*options);
-    auto executor = std::make_unique<ts::Executor>(plan->plan, ts::executor_options(*options));
+    if (options->rank != 0) ts::fail(TS_BAD_REQUEST, "rank ", options->rank, " does not serve: it calls ts_rank_run");
+    const int32_t num_ranks = plan->plan->mesh().num_ranks();
+    auto executor = std::make_unique<ts::Executor>(plan->plan, ts::executor_options(*options, num_ranks));
     auto run = [raw = executor.get()](const ts_batch &batch) {
       raw->run(batch);
       return ts::Logits{raw->logits(), raw->logits_stride()};
     };
     const auto share = [raw = executor.get()](int32_t count, const ts::RowJob &job) { raw->share(count, job); };
-    auto core = std::make_unique<ts::EngineCore>(ts::engine_options(*options, *executor, *plan->plan), run,
-                                                 ts::SharedRows{executor->num_threads(), share});
+    ts::EngineOptions core_options = ts::engine_options(*options, *executor, *plan->plan);
+    core_options.at_end = [raw = executor.get()] { raw->end_steps(); };
+    auto core = std::make_unique<ts::EngineCore>(core_options, run, ts::SharedRows{executor->num_threads(), share});
     *engine = new ts_engine{std::move(executor), std::move(core)};
+  });
+}
+
+ts_status ts_rank_run(ts_plan *plan, const ts_engine_options *options, ts_error *error) {
+  return ts::guarded(error, [&] {
+    if (plan == nullptr || options == nullptr) {
+      ts::fail(TS_BAD_REQUEST, "ts_rank_run: plan and options must not be NULL");
+    }
+    ts::check_options(*options);
+    if (options->rank == 0) ts::fail(TS_BAD_REQUEST, "rank 0 serves: it calls ts_engine_open");
+    const ts::NoSignals no_signals;  // rank 0 drains, and its end ends this one
+    ts::Executor(plan->plan, ts::executor_options(*options, plan->plan->mesh().num_ranks())).follow();
+  });
+}
+
+ts_status ts_engine_failure(ts_engine *engine, ts_error *error) {
+  return ts::guarded(error, [&] {
+    if (engine == nullptr) ts::fail(TS_BAD_REQUEST, "ts_engine_failure: engine must not be NULL");
+    if (const std::string reason = engine->core->failure(); !reason.empty()) ts::fail(TS_LOST_RANK, reason);
   });
 }
 

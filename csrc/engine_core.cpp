@@ -61,6 +61,7 @@ EngineCore::~EngineCore() {
 }
 
 void EngineCore::check_room() const {
+  if (!failure_.empty()) fail(TS_LOST_RANK, failure_);
   if (closing_) fail(TS_CLOSED, "the engine is closing and takes no more requests");
   const int32_t num_waiting = num_inbox_ + published_.num_waiting;
   if (num_waiting < options_.max_queue) return;
@@ -111,6 +112,19 @@ void EngineCore::close() {
   work_.notify_one();
 }
 
+void EngineCore::abandon(const std::string &reason) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (failure_.empty()) failure_ = reason;
+  }
+  close();
+}
+
+std::string EngineCore::failure() const {
+  const std::lock_guard lock(mutex_);
+  return failure_;
+}
+
 void EngineCore::stats(ts_stats &stats) const {
   const SchedulerOptions &s = options_.scheduler;
   const std::lock_guard lock(mutex_);
@@ -131,14 +145,19 @@ void EngineCore::loop() {
     try {
       events_.wait_for_room();
       open = drain();
+      if (const std::string reason = failure(); !reason.empty()) {
+        start_over(reason);  // and end
+        continue;
+      }
       step();
       publish(scheduler_->num_running());
     } catch (const std::exception &e) {
-      start_over(e.what());
+      start_over(std::string("the engine had to start over: ") + e.what());
     } catch (...) {
-      start_over("an unknown exception");
+      start_over("the engine had to start over: an unknown exception");
     }
   }
+  options_.at_end();
   events_.close();
 }
 
@@ -187,6 +206,8 @@ void EngineCore::run(Batch &&batch) {
   } catch (const std::exception &e) {
     outbox_.clear();
     scheduler_->fail(std::move(batch), std::string("the step failed: ") + e.what());
+    const auto *error = dynamic_cast<const Error *>(&e);
+    if (error != nullptr && error->status() == TS_LOST_RANK) abandon(e.what());
     return;
   }
   const uint64_t begin = now_ns();
@@ -259,8 +280,8 @@ void EngineCore::publish(int32_t num_running) {
 }
 
 /// After an exception where none is expected (no memory for a table, say): the scheduler may be half-way through a
-/// change, so it is given up with the whole cache, and every request that it knew ends with an error. Those in the
-/// inbox are served.
+/// change, so it is given up with the whole cache, and every request that it knew ends with `reason`. Those in the
+/// inbox are served, but for an engine that was abandoned.
 void EngineCore::start_over(const std::string &reason) {
   counters_before_ = sum_of(counters_before_, scheduler_->counters());
   outbox_.clear();
@@ -272,7 +293,7 @@ void EngineCore::start_over(const std::string &reason) {
     const std::lock_guard lock(mutex_);
     for (auto it = live_.begin(); it != live_.end();) {
       if (it->second.drained) {
-        outbox_.push_back(finished_event(it->first, TS_FINISH_ERROR, 0, "the engine had to start over: " + reason));
+        outbox_.push_back(finished_event(it->first, TS_FINISH_ERROR, 0, reason));
         it = live_.erase(it);
         ++counters_before_.num_finished;
       } else {

@@ -48,6 +48,7 @@ struct EngineOptions {
   int32_t max_queue = 1024;   ///< requests waiting
   int32_t max_events = 8192;  ///< events not polled, from which on no step begins
   std::vector<int32_t> eos_token_ids;
+  std::function<void()> at_end = [] {};  ///< called by the step thread after its last step, before poll says -1
 };
 
 /// The engine behind the C ABI: an inbox, the step thread, and the queue of events. Each turn of the step thread
@@ -68,6 +69,10 @@ class EngineCore {
 
   /// Refuses new requests and ends the live ones; poll gives their last events, and then -1. May be called twice.
   void close();
+
+  /// The same, when nothing can be computed any more: the live requests end with this error.
+  void abandon(const std::string &reason);
+  std::string failure() const;  ///< that reason; empty while all is well
 
  private:
   struct Cancelled {
@@ -102,6 +107,7 @@ class EngineCore {
   std::unordered_map<uint64_t, Live> live_;
   int32_t num_inbox_ = 0;  // requests in the inbox; the published stats count those beyond it
   bool closing_ = false;
+  std::string failure_;
   ts_stats published_{};
 
   // The step thread's own.

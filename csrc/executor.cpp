@@ -4,8 +4,11 @@
 #include <atomic>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include "check.h"
+#include "collective.h"
 #include "host.h"
 #include "kernels.h"
 #include "memory.h"
@@ -50,11 +53,12 @@ int choose_threads(int wanted) {
 }
 
 /// The number of KV pages, as ts_engine_options says. Throws TS_NO_MEMORY, telling the parts, if that and the arena do not fit.
-int32_t choose_pages(const Program &program, const ExecutorOptions &options) {
+/// Each of `num_ranks` takes as much, from one memory.
+int32_t choose_pages(const Program &program, const ExecutorOptions &options, int32_t num_ranks) {
   const Limits &limits = program.limits;
   const uint64_t page_bytes = program.page_bytes * static_cast<uint64_t>(program.num_layers);
   const int64_t most = std::numeric_limits<int32_t>::max() / limits.page_size;  // a slot is an int32
-  const uint64_t free = available_memory();
+  const uint64_t free = available_memory() / static_cast<uint64_t>(num_ranks);
   int64_t pages = options.num_pages;
   if (pages < 0 || pages > most) {
     fail(TS_BAD_REQUEST, "num_pages is ", pages, ", wanted 0 (from kv_bytes) to ", most);
@@ -80,7 +84,8 @@ int32_t choose_pages(const Program &program, const ExecutorOptions &options) {
   if (program.arena_bytes > free || kv_bytes > free - program.arena_bytes) {
     fail(TS_NO_MEMORY, "not enough memory: the arena takes ", human_bytes(program.arena_bytes), " and the KV cache ",
          human_bytes(kv_bytes), " (", pages, " pages of ", limits.page_size, " tokens, ", human_bytes(page_bytes),
-         " a page), but ", human_bytes(free), " is free: ask for fewer pages");
+         " a page), but ", human_bytes(free), " is free", num_ranks > 1 ? " for each rank" : "",
+         ": ask for fewer pages");
   }
   return static_cast<int32_t>(pages);
 }
@@ -91,34 +96,48 @@ struct Executor::Impl {
   std::shared_ptr<const Plan> plan;  // holds the weights
   Program program;
   Kernels kernels;
+  Ranks ranks;  // none for a plan of one
   int32_t num_pages;
   Memory arena;
   Memory kv;
   Workers workers;
 
   struct Bound {
-    ts_kernel kernel;
-    ts_args args;
+    ts_kernel kernel = nullptr;
+    ts_args args{};
+    std::optional<BoundCollective> collective = {};  // if it is no kernel
   };
   ts_batch batch{};
   std::vector<void *> pointers;  // of all launches, end to end
   std::vector<Bound> launches;
 
-  Impl(std::shared_ptr<const Plan> plan_, Program program_, const ExecutorOptions &options);
+  Impl(std::shared_ptr<const Plan> plan_, Program program_, Ranks ranks_, int32_t num_pages_, int num_threads);
+  ~Impl();
+  Impl(const Impl &) = delete;
+  Impl &operator=(const Impl &) = delete;
   void *address(const Argument &argument) const;
   void bind();
+  void meet();
+  void run(const ts_batch &batch);
 };
 
-Executor::Impl::Impl(std::shared_ptr<const Plan> plan_, Program program_, const ExecutorOptions &options)
+Executor::Impl::Impl(std::shared_ptr<const Plan> plan_, Program program_, Ranks ranks_, int32_t num_pages_,
+                     int num_threads)
     : plan(std::move(plan_)),
       program(std::move(program_)),
       kernels("tsp/kernels/" + program.target, plan->find("tsp/kernels/" + program.target)->bytes),
-      num_pages(choose_pages(program, options)),
+      ranks(std::move(ranks_)),
+      num_pages(num_pages_),
       arena(program.arena_bytes, "the arena"),
       kv(static_cast<uint64_t>(num_pages) * program.page_bytes * static_cast<uint64_t>(program.num_layers),
          "the KV cache"),
-      workers(choose_threads(options.num_threads)) {
+      workers(num_threads, ranks.group ? ranks.group->layout().most_turns
+                                       : (num_threads <= usable_cores() ? Patience::kMostTurns : 0)) {
   bind();
+}
+
+Executor::Impl::~Impl() {
+  if (ranks.group && program.rank == 0) ranks.group->publish_end();
 }
 
 void *Executor::Impl::address(const Argument &argument) const {
@@ -138,6 +157,7 @@ void Executor::Impl::bind() {
   size_t num_pointers = 0;
   for (const Launch &launch : program.launches) num_pointers += launch.arguments.size();
   pointers.reserve(num_pointers);  // args point into it
+  int32_t num_staged = 0;
   for (const Launch &launch : program.launches) {
     void *const *first = pointers.data() + pointers.size();
     for (const Argument &argument : launch.arguments) {
@@ -147,18 +167,90 @@ void Executor::Impl::bind() {
       }
       pointers.push_back(pointer);
     }
-    launches.push_back({kernels.find(launch.kernel), {&batch, first}});
+    Bound &bound = launches.emplace_back();
+    if (launch.collective) {
+      const bool staged = BoundCollective::staging_bytes(*launch.collective, program.limits) > 0;
+      const int32_t half = staged ? num_staged++ % 2 : 0;
+      bound.collective.emplace(*launch.collective, plan->mesh(), program.rank, ranks.group.get(), half, first[0],
+                               first[1]);
+    } else {
+      bound.kernel = kernels.find(launch.kernel);
+      bound.args = {&batch, first};
+    }
   }
 }
 
-Executor::Executor(std::shared_ptr<const Plan> plan, const ExecutorOptions &options) {
-  if (plan->mesh().num_ranks() != 1) {
-    fail(TS_BAD_REQUEST, "the plan is for ", plan->mesh().num_ranks(), " ranks (", plan->mesh().text(),
-         "), and this process is one alone");
+/// Waits until every thread of every rank is here.
+void Executor::Impl::meet() {
+  auto wait = [this](int, int, Barrier &) { ranks.group->barrier(); };
+  workers.run(wait);
+  ranks.group->check();
+}
+
+void Executor::Impl::run(const ts_batch &step_batch) {
+  batch = step_batch;
+  auto step = [this](int thread, int num_threads, Barrier &barrier) {
+    bool first = true;
+    for (const Bound &launch : launches) {
+      if (!first) barrier.wait();
+      first = false;
+      if (launch.kernel != nullptr) [[likely]] {
+        launch.kernel(&launch.args, thread, num_threads);
+      } else if (!launch.collective->run(batch.num_tokens, batch.num_logits, thread, num_threads)) {
+        return;  // so do all threads, at the same launch
+      }
+    }
+    // Nobody begins the next step, or writes a batch for it, while another is still in this one.
+    if (ranks.group) ranks.group->barrier();
+  };
+  workers.run(step);
+  if (ranks.group) ranks.group->check();
+}
+
+namespace {
+
+/// Verifies what this rank reads, and nothing else: others do the same for theirs.
+void verify_weights(const Plan &plan, const Program &program) {
+  std::vector<std::string_view> names;
+  for (const Launch &launch : program.launches) {
+    for (const Argument &argument : launch.arguments) {
+      if (argument.kind == Argument::Kind::weight) names.emplace_back(argument.entry);
+    }
   }
-  Program program = parse_program(*plan, choose_target(*plan, options.target));
-  plan->verify_weights();
-  impl_ = std::make_unique<Impl>(std::move(plan), std::move(program), options);
+  std::ranges::sort(names);
+  const auto repeated = std::ranges::unique(names);
+  names.erase(repeated.begin(), repeated.end());
+  plan.verify_weights(names, program.target + " rank " + std::to_string(program.rank));
+}
+
+}  // namespace
+
+Executor::Executor(std::shared_ptr<const Plan> plan, const ExecutorOptions &options) {
+  const int32_t num_ranks = plan->mesh().num_ranks();
+  const int32_t rank = options.ranks.rank;
+  if (rank < 0 || rank >= num_ranks) {
+    fail(TS_BAD_REQUEST, "rank is ", rank, ", the plan is for ", num_ranks, " (", plan->mesh().text(), ")");
+  }
+  Program program = parse_program(*plan, choose_target(*plan, options.target), rank);
+  int num_threads = choose_threads(options.num_threads);
+  int32_t num_pages = rank == 0 ? choose_pages(program, options, num_ranks) : 0;
+  if (num_ranks == 1) {
+    plan->verify_weights();
+    impl_ = std::make_unique<Impl>(std::move(plan), std::move(program), Ranks{}, num_pages, num_threads);
+    return;
+  }
+  Ranks ranks = meet_ranks(*plan, program, options.ranks, options.num_threads, num_pages);
+  const std::shared_ptr<RankGroup> group = ranks.group;
+  num_pages = group->layout().num_pages;
+  num_threads = group->layout().num_threads[static_cast<size_t>(rank)];
+  try {
+    verify_weights(*plan, program);
+    impl_ = std::make_unique<Impl>(std::move(plan), std::move(program), std::move(ranks), num_pages, num_threads);
+    impl_->meet();
+  } catch (const Error &e) {
+    if (e.status() != TS_LOST_RANK) group->abort("rank " + std::to_string(rank) + ": " + e.what());
+    throw;
+  }
 }
 
 Executor::~Executor() = default;
@@ -171,16 +263,45 @@ void Executor::run(const ts_batch &batch) {
     fail(TS_INTERNAL, "a batch of ", batch.num_tokens, " tokens, ", batch.num_seqs, " sequences and ", batch.num_logits,
          " logit rows leaves the limits of ", limits.max_tokens, " tokens and ", limits.max_seqs, " sequences");
   }
-  impl_->batch = batch;
-  auto step = [this](int thread, int num_threads, Barrier &barrier) {
-    bool first = true;
-    for (const Impl::Bound &launch : impl_->launches) {
-      if (!first) barrier.wait();
-      first = false;
-      launch.kernel(&launch.args, thread, num_threads);
-    }
+  if (impl_->ranks.group) publish(batch);
+  impl_->run(batch);
+}
+
+void Executor::publish(const ts_batch &batch) {
+  const std::span<int32_t> area = batch_memory();
+  const auto offset = [&](const int32_t *array) {
+    TS_ASSERT(array >= area.data() && array < area.data() + area.size(),
+              "a batch array lies outside the ranks' memory");
+    return static_cast<uint64_t>(array - area.data());
   };
-  impl_->workers.run(step);
+  impl_->ranks.group->publish(
+      {batch.num_tokens,
+       batch.num_seqs,
+       batch.num_logits,
+       batch.page_table_stride,
+       {offset(batch.token_ids), offset(batch.positions), offset(batch.slots), offset(batch.query_start),
+        offset(batch.context_len), offset(batch.page_table), offset(batch.logit_rows)}});
+}
+
+void Executor::follow() {
+  const int32_t *area = batch_memory().data();
+  while (const SharedBatch *b = impl_->ranks.group->next()) {
+    const auto at = [&](size_t i) { return area + b->arrays[i]; };
+    impl_->run({b->num_tokens, b->num_seqs, b->num_logits, b->page_table_stride, at(0), at(1), at(2), at(3), at(4),
+                at(5), at(6)});
+  }
+}
+
+void Executor::end_steps() {
+  if (impl_->ranks.group) impl_->ranks.group->publish_end();
+}
+
+std::span<int32_t> Executor::batch_memory() const {
+  return impl_->ranks.group ? impl_->ranks.group->batch_area() : std::span<int32_t>();
+}
+
+void Executor::on_failure(std::function<void(const std::string &message)> callback) {
+  if (impl_->ranks.watch) impl_->ranks.watch->on_failure(std::move(callback));
 }
 
 void Executor::share(int32_t count, const std::function<void(int32_t item, int thread)> &job) {

@@ -8,6 +8,7 @@
 #include "launch_abi.h"
 #include "plan.h"
 #include "program.h"
+#include "ranks.h"
 
 namespace ts {
 
@@ -17,21 +18,39 @@ struct ExecutorOptions {
   int64_t kv_bytes = 0;     ///< 0: see ts_engine_options
   int32_t max_seqs = 0;     ///< for the default of kv_bytes; 0: the plan's limit
   std::string target;       ///< empty: the best that the host can run
+  RankOptions ranks;        ///< for a plan of several
 };
 
 /// Runs one target's program: the list of launches, over worker threads, with a barrier between launches.
 /// Owns the arena and the KV cache. Not thread-safe: the step thread alone calls run().
+///
+/// A plan of several ranks has an executor in as many processes. Rank 0's run() publishes the batch, which lies in memory that
+/// all share, and the others follow() it, launch by launch.
 class Executor {
  public:
   /// Picks the target, checks the program against the plan, loads the kernels, verifies weights as the plan says, and binds
-  /// every argument to its address. Throws Error (TS_BAD_PLAN, TS_NO_TARGET, TS_NO_MEMORY).
+  /// every argument to its address. With several ranks it returns when all are ready. Throws Error (TS_BAD_PLAN, TS_NO_TARGET,
+  /// TS_NO_MEMORY, TS_LOST_RANK).
   Executor(std::shared_ptr<const Plan> plan, const ExecutorOptions &options);
   ~Executor();
   Executor(const Executor &) = delete;
   Executor &operator=(const Executor &) = delete;
 
-  /// One step. Blocks until the last launch is done.
+  /// One step. Blocks until the last launch is done. With several ranks the batch's arrays lie in batch_memory(). Throws Error
+  /// (TS_LOST_RANK) if another rank is gone: then no step can be run any more.
   void run(const ts_batch &batch);
+
+  /// A rank but 0 runs what rank 0 publishes, until that closes. Throws Error (TS_LOST_RANK).
+  void follow();
+
+  /// Rank 0: there will be no more steps, and the others' follow() returns. The destructor does it too.
+  void end_steps();
+
+  /// Where rank 0's batch arrays must lie; empty with one rank.
+  std::span<int32_t> batch_memory() const;
+
+  /// With several ranks: calls back once, from another thread, when one of them is gone. Null: no more.
+  void on_failure(std::function<void(const std::string &message)> callback);
 
   /// Calls job(item, thread) once for each item below `count`, shared among the worker threads, with denormals kept. It
   /// must not throw.
@@ -47,6 +66,8 @@ class Executor {
   const std::string &target() const;
 
  private:
+  void publish(const ts_batch &batch);
+
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

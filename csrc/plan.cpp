@@ -154,11 +154,12 @@ struct Plan::Impl {
   std::unique_ptr<MappedFile> file;  // none over the caller's memory
   std::string path;
   Contents contents;
-  ts_verify verify = TS_VERIFY_ALWAYS;
+  ts_verify mode = TS_VERIFY_ALWAYS;
   std::mutex mutex;
   bool verified = false;
 
-  void hash_weights() const;
+  void hash_weights(const std::vector<std::string_view> &names) const;
+  void verify(const std::vector<std::string_view> &names, const Digest &key) const;
 };
 
 Plan::Plan() : impl_(std::make_unique<Impl>()) {}
@@ -166,7 +167,7 @@ Plan::~Plan() = default;
 
 std::shared_ptr<const Plan> Plan::open(const std::string &path, ts_verify verify) {
   std::shared_ptr<Plan> plan(new Plan);
-  plan->impl_->verify = verify;
+  plan->impl_->mode = verify;
   plan->impl_->path = path;
   try {
     auto file = std::make_unique<MappedFile>(path);
@@ -208,16 +209,16 @@ const Mesh &Plan::mesh() const { return impl_->contents.manifest.mesh; }
 const ModelInfo &Plan::model() const { return impl_->contents.manifest.model; }
 
 /// Hashes weights on several threads, an entry a time, the largest first.
-void Plan::Impl::hash_weights() const {
+void Plan::Impl::hash_weights(const std::vector<std::string_view> &names) const {
   struct Work {
     std::string_view name;
     std::span<const uint8_t> bytes;
     const Digest *wanted;
   };
   std::vector<Work> work;
-  for (const auto &[name, listed] : contents.manifest.entries) {
-    if (listed.kind == EntryKind::weight)
-      work.push_back({name, contents.entries.find(name)->second.bytes, &listed.sha256});
+  for (const std::string_view name : names) {
+    work.push_back(
+        {name, contents.entries.find(name)->second.bytes, &contents.manifest.entries.find(name)->second.sha256});
   }
   std::ranges::sort(work, std::greater{}, [](const Work &w) { return w.bytes.size(); });
   std::atomic<size_t> next = 0;
@@ -245,25 +246,41 @@ void Plan::Impl::hash_weights() const {
   }
 }
 
-void Plan::verify_weights() const {
-  const std::lock_guard lock(impl_->mutex);
-  if (impl_->verified) return;
+/// Hashes the weights `names`, unless they were found right before under `key`.
+void Plan::Impl::verify(const std::vector<std::string_view> &names, const Digest &key) const {
   const VerifiedFiles memory;
-  const MappedFile *file = impl_->file.get();
   try {
-    const bool remembered =
-        file != nullptr && impl_->verify == TS_VERIFY_AUTO && memory.contains(file->id(), impl_->contents.seal);
+    const bool remembered = file != nullptr && mode == TS_VERIFY_AUTO && memory.contains(file->id(), key);
     const bool tells = file != nullptr && times_tell(file->id());
-    if (!remembered) impl_->hash_weights();
+    if (!remembered) hash_weights(names);
     if (file != nullptr && file->id_now() != file->id()) {
       fail(TS_BAD_PLAN, "the file was written to while it was read: open it again");
     }
-    if (!remembered && tells) memory.remember(file->id(), impl_->contents.seal);
+    if (!remembered && tells) memory.remember(file->id(), key);
   } catch (const Error &e) {
     if (file == nullptr) throw;
-    fail(e.status(), in_quotes(impl_->path), ": ", e.what());
+    fail(e.status(), in_quotes(path), ": ", e.what());
   }
+}
+
+void Plan::verify_weights() const {
+  const std::lock_guard lock(impl_->mutex);
+  if (impl_->verified) return;
+  std::vector<std::string_view> names;
+  for (const auto &[name, listed] : impl_->contents.manifest.entries) {
+    if (listed.kind == EntryKind::weight) names.emplace_back(name);
+  }
+  impl_->verify(names, impl_->contents.seal);
   impl_->verified = true;
 }
+
+void Plan::verify_weights(const std::vector<std::string_view> &names, std::string_view whose) const {
+  Sha256 key;
+  key.update(impl_->contents.seal);
+  key.update({reinterpret_cast<const uint8_t *>(whose.data()), whose.size()});
+  impl_->verify(names, key.finish());
+}
+
+const Digest &Plan::seal() const { return impl_->contents.seal; }
 
 }  // namespace ts

@@ -9,6 +9,7 @@
 
 #include "engine.h"
 #include "mesh.h"
+#include "sha256.h"
 
 namespace ts {
 
@@ -47,6 +48,11 @@ class Plan {
   /// Hashes every weight entry, unless the verify mode is auto and this very file (device, inode, size, times) was verified
   /// before by this user on this machine. Remembers success. Throws Error (TS_BAD_PLAN) naming the entry and both hashes.
   void verify_weights() const;
+
+  /// The same for the entries `names` alone: those that one rank reads. `whose` tells such sets of one plan apart.
+  void verify_weights(const std::vector<std::string_view> &names, std::string_view whose) const;
+
+  const Digest &seal() const;  ///< what tells this plan from all others
 
  private:
   Plan();

@@ -40,6 +40,8 @@ ts_status ts_plan_entry(const ts_plan *plan, const char *name, const uint8_t **d
   return TS_OK;
 }
 
+int32_t ts_plan_num_ranks(const ts_plan *plan) { return plan == nullptr ? 0 : plan->plan->mesh().num_ranks(); }
+
 void ts_plan_close(ts_plan *plan) { delete plan; }
 
 }  // extern "C"

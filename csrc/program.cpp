@@ -1,7 +1,9 @@
 #include "program.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
+#include <utility>
 
 #include "json.h"
 #include "launch_abi.h"
@@ -19,6 +21,7 @@ constexpr size_t kMaxLaunches = 100'000;
 constexpr size_t kMaxArguments = 64;
 constexpr size_t kMaxSymbolBytes = 200;
 constexpr int64_t kAlignment = 64;
+constexpr size_t kMaxAxes = 8;
 
 /// An integer of [min, max] that is a multiple of `unit`.
 int64_t multiple(const JsonNode &node, int64_t min, int64_t max, int64_t unit) {
@@ -49,6 +52,12 @@ Limits parse_limits(const JsonNode &node, const ModelInfo &model) {
   return limits;
 }
 
+int32_t parse_axis(const JsonNode &node, const Mesh &mesh) {
+  const int32_t axis = mesh.find(node.text());
+  if (axis < 0) fail(TS_BAD_PLAN, node.where(), " is ", in_quotes(node.text()), ", the mesh has ", mesh.text());
+  return axis;
+}
+
 std::vector<Buffer> parse_buffers(const JsonNode &node, int64_t arena_bytes) {
   check_count(node, 1, kMaxBuffers);
   std::vector<Buffer> buffers;
@@ -68,9 +77,26 @@ std::vector<Buffer> parse_buffers(const JsonNode &node, int64_t arena_bytes) {
   return buffers;
 }
 
-Argument parse_weight(const JsonNode &node, const Plan &plan) {
-  node.expect_keys({"bytes", "weight"});
-  const std::string &name = node["weight"].text();
+/// The entry of this rank's part of a weight that is sharded over `axes`: NAME@tp=1, or NAME@ep=0,tp=1, in the mesh's order.
+std::string shard_name(const std::string &name, const JsonNode &axes, const Mesh &mesh, int32_t rank) {
+  check_count(axes, 1, kMaxAxes);
+  std::string coordinates;
+  int32_t last = -1;
+  for (size_t i = 0; i < axes.size(); ++i) {
+    const JsonNode item = axes.at(i);
+    const int32_t axis = parse_axis(item, mesh);
+    if (axis <= last) fail(TS_BAD_PLAN, item.where(), " is ", in_quotes(item.text()), ", not in the order of the mesh");
+    last = axis;
+    coordinates += (i == 0 ? "@" : ",") + item.text() + "=" + std::to_string(mesh.coordinate(rank, axis));
+  }
+  return name + coordinates;
+}
+
+Argument parse_weight(const JsonNode &node, const Plan &plan, int32_t rank) {
+  node.expect_keys({"bytes", "weight"}, {"axes"});
+  const auto axes = node.find("axes");
+  const std::string &base = node["weight"].text();
+  const std::string name = axes ? shard_name(base, *axes, plan.mesh(), rank) : base;
   const Entry *entry = name.starts_with("tsp/") ? nullptr : plan.find(name);
   if (entry == nullptr)
     fail(TS_BAD_PLAN, node.where(), " names the weight ", in_quotes(name), ", which the plan lacks");
@@ -78,7 +104,7 @@ Argument parse_weight(const JsonNode &node, const Plan &plan) {
   if (const int64_t wanted = bytes.integer(0, kMaxBytes); static_cast<uint64_t>(wanted) != entry->bytes.size()) {
     fail(TS_BAD_PLAN, bytes.where(), " is ", wanted, ", the weight ", in_quotes(name), " has ", entry->bytes.size());
   }
-  return {Argument::Kind::weight, 0, entry->bytes.data()};
+  return {Argument::Kind::weight, 0, entry->bytes.data(), name};
 }
 
 Argument parse_argument(const JsonNode &node, const Plan &plan, const Program &program) {
@@ -91,7 +117,7 @@ Argument parse_argument(const JsonNode &node, const Plan &plan, const Program &p
     node.expect_keys({"kv"});
     return {Argument::Kind::kv, static_cast<int32_t>(layer->integer(0, program.num_layers - 1)), nullptr};
   }
-  return parse_weight(node, plan);
+  return parse_weight(node, plan, program.rank);
 }
 
 /// Buffers of one launch are in use together: they are the same memory from the same start (in place), or apart.
@@ -108,7 +134,81 @@ void check_overlap(const JsonNode &node, const Launch &launch, const std::vector
   }
 }
 
+/// The one of `words` that the node says.
+template <class Value, size_t N>
+Value word_of(const JsonNode &node, const std::array<std::pair<std::string_view, Value>, N> &words) {
+  const std::string &text = node.text();
+  const auto found = std::ranges::find(words, text, [](const auto &pair) { return pair.first; });
+  if (found != words.end()) return found->second;
+  std::string wanted;
+  for (const auto &[word, value] : words) wanted += (wanted.empty() ? "" : ", ") + std::string(word);
+  fail(TS_BAD_PLAN, node.where(), " is ", in_quotes(text), ", wanted one of ", wanted);
+}
+
+constexpr std::array<std::pair<std::string_view, Collective::Kind>, 4> kCollectives = {
+    {{"all_reduce", Collective::Kind::all_reduce},
+     {"reduce_scatter", Collective::Kind::reduce_scatter},
+     {"all_gather", Collective::Kind::all_gather},
+     {"slice", Collective::Kind::slice}}};
+constexpr std::array<std::pair<std::string_view, Collective::Reduce>, 2> kReductions = {
+    {{"sum", Collective::Reduce::sum}, {"max", Collective::Reduce::max}}};
+constexpr std::array<std::pair<std::string_view, Collective::Rows>, 3> kRows = {
+    {{"1", Collective::Rows::one}, {"T", Collective::Rows::tokens}, {"L", Collective::Rows::logits}}};
+constexpr std::array<std::pair<std::string_view, int32_t>, 3> kElementBytes = {{{"f32", 4}, {"bf16", 2}, {"i32", 4}}};
+
+/// The buffer holds outer * run elements, at the most rows that a step may have.
+void check_collective_buffer(const JsonNode &node, const Program &program, const Collective &c, const Buffer &buffer,
+                             int64_t run) {
+  const int64_t outer = c.outer(program.limits.max_tokens, program.limits.max_seqs);  // below 2^20 * 2^26
+  const auto wanted = static_cast<unsigned __int128>(outer) * static_cast<uint64_t>(run) * c.element_bytes;
+  if (wanted <= buffer.bytes) return;
+  fail(TS_BAD_PLAN, node.where(), " (", in_quotes(buffer.name), ") has ", buffer.bytes, " bytes, but ", outer,
+       " times ", run, " elements of ", c.element_bytes, " bytes do not fit");
+}
+
+Launch parse_collective(const JsonNode &node, const Plan &plan, const Program &program) {
+  constexpr int64_t kMaxTimes = 1 << 26, kMaxRun = int64_t{1} << 36;
+  Collective c;
+  c.kind = word_of(node["collective"], kCollectives);
+  const bool reduces = c.kind == Collective::Kind::all_reduce || c.kind == Collective::Kind::reduce_scatter;
+  if (reduces) {
+    node.expect_keys({"args", "axis", "collective", "dtype", "op", "reduce", "rows", "run", "times"});
+    c.reduce = word_of(node["reduce"], kReductions);
+  } else {
+    node.expect_keys({"args", "axis", "collective", "dtype", "op", "rows", "run", "times"});
+  }
+  c.axis = parse_axis(node["axis"], plan.mesh());
+  c.num_ranks = plan.mesh().axes[static_cast<size_t>(c.axis)].size;
+  c.rows = word_of(node["rows"], kRows);
+  const JsonNode dtype = node["dtype"];
+  c.element_bytes = word_of(dtype, kElementBytes);
+  if (reduces && dtype.text() != "f32") {
+    fail(TS_BAD_PLAN, dtype.where(), " is ", in_quotes(dtype.text()), ", wanted 'f32': ranks add in f32");
+  }
+  c.times = node["times"].integer(1, kMaxTimes);
+  c.run = node["run"].integer(1, kMaxRun);
+
+  Launch launch;
+  launch.op = node["op"].text();
+  const JsonNode args = node["args"];
+  check_count(args, 2, 2);
+  for (size_t i = 0; i < 2; ++i) {
+    const Argument argument = parse_argument(args.at(i), plan, program);
+    if (argument.kind != Argument::Kind::buffer) fail(TS_BAD_PLAN, args.at(i).where(), " is no buffer");
+    check_collective_buffer(args.at(i), program, c, program.buffers[argument.index], i == 0 ? c.in_run() : c.out_run());
+    launch.arguments.push_back(argument);
+  }
+  const Buffer &in = program.buffers[launch.arguments[0].index], &out = program.buffers[launch.arguments[1].index];
+  if (in.offset < out.offset + out.bytes && out.offset < in.offset + in.bytes) {
+    fail(TS_BAD_PLAN, args.where(), ": input and output overlap: bytes ", in.offset, " to ", in.offset + in.bytes,
+         " and ", out.offset, " to ", out.offset + out.bytes, " of the arena");
+  }
+  launch.collective = c;
+  return launch;
+}
+
 Launch parse_launch(const JsonNode &node, const Plan &plan, const Program &program) {
+  if (node.find("collective")) return parse_collective(node, plan, program);
   node.expect_keys({"args", "kernel", "op"});
   Launch launch;
   const JsonNode kernel = node["kernel"];
@@ -143,7 +243,7 @@ void parse_logits(const JsonNode &node, Program &program) {
 
 }  // namespace
 
-Program parse_program(const Plan &plan, std::string_view target) {
+Program parse_program(const Plan &plan, std::string_view target, int32_t rank) {
   const std::string name = "tsp/program/" + std::string(target);
   const Entry *entry = plan.find(name);
   if (entry == nullptr) fail(TS_BAD_PLAN, "the plan lacks ", in_quotes(name));
@@ -155,6 +255,7 @@ Program parse_program(const Plan &plan, std::string_view target) {
   }
   root.expect_keys({"abi", "arena_bytes", "buffers", "kv", "launches", "limits", "logits", "target"});
   Program program;
+  program.rank = rank;
   program.target = root["target"].text();
   if (program.target != target)
     fail(TS_BAD_PLAN, name, ".target is ", in_quotes(program.target), ", wanted ", in_quotes(target));

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -31,17 +32,48 @@ struct Argument {
   Kind kind = Kind::buffer;
   int32_t index = 0;                ///< of the buffer, or of the layer
   const uint8_t *weight = nullptr;  ///< the entry's bytes, in the mapped file
+  std::string entry = {};           ///< the weight's, of this rank
 };
 
+/// What a collective launch does over the ranks of one axis of the mesh. With n ranks, r the own coordinate, and a value seen as
+/// [outer][...], outer = rows * times:
+///   all_reduce      out[o][e] = in_0[o][e] + in_1[o][e] + ..., in the order of ranks (or their max)
+///   reduce_scatter  out[o][e] = in_0[o][r][e] + in_1[o][r][e] + ...
+///   all_gather      out[o][q][e] = in_q[o][e]
+///   slice           out[o][e] = in[o][r][e]
+struct Collective {
+  enum class Kind : uint8_t { all_reduce, reduce_scatter, all_gather, slice };
+  enum class Reduce : uint8_t { sum, max };
+  enum class Rows : uint8_t { one, tokens, logits };
+  Kind kind = Kind::all_reduce;
+  Reduce reduce = Reduce::sum;
+  Rows rows = Rows::one;
+  int32_t axis = 0;           ///< of the mesh
+  int32_t num_ranks = 1;      ///< on it
+  int32_t element_bytes = 4;  ///< a reduction's elements are f32
+  int64_t times = 1;
+  int64_t run = 1;  ///< elements e of one rank
+
+  int64_t outer(int64_t num_tokens, int64_t num_logits) const {
+    return times * (rows == Rows::tokens ? num_tokens : rows == Rows::logits ? num_logits : 1);
+  }
+  /// Elements of an input and an output, for each of outer.
+  int64_t in_run() const { return kind == Kind::reduce_scatter || kind == Kind::slice ? run * num_ranks : run; }
+  int64_t out_run() const { return kind == Kind::all_gather ? run * num_ranks : run; }
+};
+
+/// A kernel's call, or a collective.
 struct Launch {
-  std::string kernel;  ///< symbol in the target's shared object
-  std::string op;      ///< what it computes, for messages and profiles
-  std::vector<Argument> arguments;
+  std::string kernel;               ///< symbol in the target's shared object; empty for a collective
+  std::string op;                   ///< what it computes, for messages and profiles
+  std::vector<Argument> arguments;  ///< a collective's: its input and output, buffers apart from each other
+  std::optional<Collective> collective;
 };
 
 /// What one step of a target runs, checked against the plan it came from.
 struct Program {
   std::string target;
+  int32_t rank = 0;  ///< whose weights the arguments are
   Limits limits;
   uint64_t arena_bytes = 0;
   std::vector<Buffer> buffers;
@@ -52,8 +84,9 @@ struct Program {
   int64_t logits_stride = 0;  ///< f32 elements from one row to the next
 };
 
-/// Parses `tsp/program/<target>` and checks all of it: ABI, limits against the model, buffers against the arena, arguments
-/// against buffers, weights and layers. Throws Error (TS_BAD_PLAN) with the place and both numbers.
-Program parse_program(const Plan &plan, std::string_view target);
+/// Parses `tsp/program/<target>` for one rank of the plan's mesh, and checks all of it: ABI, limits against the model, buffers against
+/// the arena, arguments against buffers, weights and layers, collectives against mesh and buffers. Throws Error (TS_BAD_PLAN) with
+/// the place and both numbers.
+Program parse_program(const Plan &plan, std::string_view target, int32_t rank = 0);
 
 }  // namespace ts

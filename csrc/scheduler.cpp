@@ -61,7 +61,8 @@ Scheduler::Scheduler(const SchedulerOptions &options)
     : options_(options),
       pool_(options.num_pages, options.page_size),
       cache_(pool_, options.prefix_cache),
-      arrays_(options.token_budget, options.max_seqs, num_pages_for(options.max_context, options.page_size)) {
+      arrays_(options.token_budget, options.max_seqs, num_pages_for(options.max_context, options.page_size),
+              options.batch_memory) {
   TS_ASSERT(options.token_budget >= 1 && options.max_seqs >= 1, "a step holds at least one token of one sequence");
   const auto max_seqs = static_cast<size_t>(options.max_seqs);
   running_.reserve(max_seqs);

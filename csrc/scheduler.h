@@ -24,6 +24,7 @@ struct SchedulerOptions {
   int32_t page_size = 0;
   int32_t num_pages = 0;
   bool prefix_cache = false;
+  std::span<int32_t> batch_memory = {};  ///< where the batch arrays lie: see BatchArrays
 };
 
 /// Sums since the start.

@@ -1,43 +1,15 @@
 #include "workers.h"
 
-#include <immintrin.h>
 #include <pthread.h>
 
-#include <algorithm>
-#include <csignal>
 #include <string>
 #include <system_error>
 
 #include "host.h"
+#include "no_signals.h"
 #include "text.h"
 
 namespace ts {
-namespace {
-
-// Turns of a pause, 25 to 60 ns each: long enough to bridge the time between launches and between steps, short enough that
-// an idle engine rests. Where others want the cores too, spinning only takes time from the thread that is waited for: each wait
-// that had to sleep halves the turns, and waits that did not bring them back step by step.
-constexpr int kMostSpins = 4000;
-constexpr int kFewestSpins = 32;
-constexpr int kMoreSpins = 64;
-
-/// Blocks every signal on this thread while it lives, and so on threads that it starts: handlers belong to the process, not to us.
-class NoSignals {
- public:
-  NoSignals() {
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before_);
-  }
-  ~NoSignals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-  NoSignals(const NoSignals &) = delete;
-  NoSignals &operator=(const NoSignals &) = delete;
-
- private:
-  sigset_t before_{};
-};
-
-}  // namespace
 
 void Barrier::wait() {
   if (num_threads_ == 1) return;
@@ -49,22 +21,15 @@ void Barrier::wait() {
     if (num_sleeping_.load(std::memory_order_seq_cst) > 0) round_.notify_all();
     return;
   }
-  const int spins = spins_.load(std::memory_order_relaxed);
-  for (int i = 0; i < spins; ++i) {
-    if (round_.load(std::memory_order_acquire) != round) {
-      if (spins < max_spins_) spins_.store(std::min(spins + kMoreSpins, max_spins_), std::memory_order_relaxed);
-      return;
-    }
-    _mm_pause();
-  }
-  spins_.store(std::min(std::max(spins / 2, kFewestSpins), max_spins_), std::memory_order_relaxed);
+  if (patience_.spin([&] { return round_.load(std::memory_order_acquire) != round; })) return;
   num_sleeping_.fetch_add(1, std::memory_order_seq_cst);
   while (round_.load(std::memory_order_seq_cst) == round) round_.wait(round, std::memory_order_seq_cst);
   num_sleeping_.fetch_sub(1, std::memory_order_relaxed);
 }
 
-Workers::Workers(int num_threads)
-    : num_threads_(num_threads), barrier_(num_threads, num_threads <= usable_cores() ? kMostSpins : 0) {
+Workers::Workers(int num_threads) : Workers(num_threads, num_threads <= usable_cores() ? Patience::kMostTurns : 0) {}
+
+Workers::Workers(int num_threads, int most_turns) : num_threads_(num_threads), barrier_(num_threads, most_turns) {
   const NoSignals no_signals;
   try {
     threads_.reserve(num_threads - 1);

@@ -5,22 +5,23 @@
 #include <thread>
 #include <vector>
 
+#include "patience.h"
+
 namespace ts {
 
 /// Where a fixed number of threads wait for each other, again and again. A thread that waits spins for a short while, then
 /// sleeps.
 class Barrier {
  public:
-  /// `max_spins`: turns before sleeping, at most; 0 where threads outnumber cores, so that who waits makes room.
-  Barrier(int num_threads, int max_spins) : num_threads_(num_threads), max_spins_(max_spins), spins_(max_spins) {}
+  /// `most_turns`: see Patience.
+  Barrier(int num_threads, int most_turns) : num_threads_(num_threads), patience_(most_turns) {}
 
   /// Returns once all threads have called it. What each did before is seen by all after.
   void wait();
 
  private:
   const int num_threads_;
-  const int max_spins_;
-  std::atomic<int> spins_;  // what waits at present are worth
+  Patience patience_;
   // On lines of their own, so that arriving does not slow those who watch the round.
   alignas(64) std::atomic<int32_t> num_arrived_ = 0;
   alignas(64) std::atomic<int32_t> round_ = 0;
@@ -30,8 +31,10 @@ class Barrier {
 /// Threads that run one job at a time together with the caller, who is thread 0. All run it in the kernels' float mode.
 class Workers {
  public:
-  /// Starts num_threads - 1 threads, all signals blocked. Throws Error (TS_INTERNAL) if the system has no more.
-  explicit Workers(int num_threads);
+  /// Starts num_threads - 1 threads, all signals blocked. `most_turns`: see Patience. Throws Error (TS_INTERNAL) if the
+  /// system has no more.
+  Workers(int num_threads, int most_turns);
+  explicit Workers(int num_threads);  ///< that have the usable cores to themselves
   ~Workers();
   Workers(const Workers &) = delete;
   Workers &operator=(const Workers &) = delete;

@@ -153,7 +153,8 @@ void change_bytes(Text &text, Random &random, bool keep_size) {
 
 /// A plan with something wrong somewhere, or nothing.
 Bytes make_input(Random &random) {
-  TestPlan plan = testing::test_plan();
+  const Json mesh = Json::array({Json::array({"ep", 2}), Json::array({"tp", 2})});
+  TestPlan plan = random() % 2 == 0 ? testing::test_plan() : testing::test_plan_of_ranks(mesh);
   std::string &program = plan.reserved.at("tsp/program/cpu-avx2");
   const size_t changes = 1 + below(random, 3);
   const auto change_some = [&](Json &tree) {

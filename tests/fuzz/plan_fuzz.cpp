@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "error.h"
@@ -50,6 +51,14 @@ void check_program(const Program &program) {
       if (argument.kind == Argument::Kind::kv) require(argument.index < program.num_layers, "a layer that is none");
       if (argument.kind == Argument::Kind::weight) require(argument.weight != nullptr, "a weight that is none");
     }
+    if (!launch.collective) continue;
+    const Collective &c = *launch.collective;
+    require(launch.arguments.size() == 2, "a collective without input or output");
+    const auto outer = static_cast<uint64_t>(c.outer(program.limits.max_tokens, program.limits.max_seqs));
+    for (const auto &[argument, run] : {std::pair(0, c.in_run()), std::pair(1, c.out_run())}) {
+      const Buffer &buffer = program.buffers.at(launch.arguments[static_cast<size_t>(argument)].index);
+      require(outer * static_cast<uint64_t>(run * c.element_bytes) <= buffer.bytes, "a collective beyond its buffer");
+    }
   }
   const uint64_t logits = uint64_t{4} * program.limits.max_seqs * program.logits_stride;
   require(logits <= program.buffers.at(program.logits_buffer).bytes, "logits beyond their buffer");
@@ -62,7 +71,9 @@ void go_through(std::span<const uint8_t> bytes, Stage &stage) {
   stage = Stage::weights;
   plan->verify_weights();
   stage = Stage::program;
-  for (const std::string &target : plan->targets()) check_program(parse_program(*plan, target));
+  for (const std::string &target : plan->targets()) {
+    for (const int32_t rank : {0, plan->mesh().num_ranks() - 1}) check_program(parse_program(*plan, target, rank));
+  }
   stage = Stage::whole;
 }
 

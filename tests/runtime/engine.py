@@ -40,6 +40,10 @@ class _Options(c.Structure):
         ("max_queue", c.c_int32),
         ("prefix_cache", c.c_int32),
         ("target", c.c_char_p),
+        ("rank", c.c_int32),
+        ("rank_timeout_ms", c.c_int32),
+        ("rendezvous", c.c_char_p),
+        ("rank_pids", c.POINTER(c.c_int32)),
     )
 
 

@@ -1,10 +1,14 @@
 // The engine part of the C ABI, over a plan with the tests' own kernels.
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <map>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "engine.h"
@@ -179,6 +183,133 @@ TEST_F(EngineAbi, RequestsThatCanNeverFitAreRefused) {
   const ts_request r = request(1, prompt, 64);
   EXPECT_EQ(ts_engine_submit(engine, &r, &error), TS_BAD_REQUEST);
   expect_in(error.message, {"need 3 KV pages of 32 tokens, but the engine has 2"});
+}
+
+// ---- several ranks ----
+
+class RanksAbi : public ::testing::Test {
+ protected:
+  RanksAbi() {
+    write_file(folder_ / "plan.tsp",
+               test_plan_of_ranks(tp(2), host_targets().at(0), read_file(TS_TEST_KERNELS)).bytes());
+    EXPECT_EQ(ts_plan_open((folder_ / "plan.tsp").c_str(), TS_VERIFY_AUTO, &plan_, &error_), TS_OK) << error_.message;
+    options_ = options();
+    options_.num_threads = 1;
+    options_.rendezvous = name_.c_str();
+    follower_ = fork();
+    if (follower_ == 0) {
+      options_.rank = 1;
+      _exit(ts_rank_run(plan_, &options_, &error_));
+    }
+    pids_[1] = follower_;
+    options_.rank_pids = pids_;
+  }
+  ~RanksAbi() override {
+    ts_engine_close(engine_);
+    ts_plan_close(plan_);
+    if (follower_ > 0) {
+      kill(follower_, SIGKILL);
+      waitpid(follower_, nullptr, 0);
+    }
+  }
+  int exit_of_follower() {
+    int status = 0;
+    waitpid(std::exchange(follower_, -1), &status, 0);
+    return status;
+  }
+
+  Folder folder_;
+  std::string name_ = "abi-" + std::to_string(getpid());
+  ts_plan *plan_ = nullptr;
+  ts_engine *engine_ = nullptr;
+  ts_error error_{};
+  ts_engine_options options_{};
+  pid_t follower_ = 0;
+  int32_t pids_[2] = {0, 0};
+  const std::vector<int32_t> prompt_ = {5, 6, 7, 8};
+};
+
+TEST_F(RanksAbi, ServeAndEnd) {
+  EXPECT_EQ(ts_plan_num_ranks(plan_), 2);
+  ASSERT_EQ(ts_engine_open(plan_, &options_, &engine_, &error_), TS_OK) << error_.message;
+  EXPECT_EQ(ts_engine_failure(engine_, &error_), TS_OK);
+  const ts_request r = request(7, prompt_, 30);
+  ASSERT_EQ(ts_engine_submit(engine_, &r, &error_), TS_OK) << error_.message;
+  std::vector<ts_event> events(64);
+  bool finished = false;
+  for (int num_tokens = 0; !finished;) {
+    const int32_t n = ts_engine_poll(engine_, events.data(), 64, 30000);
+    ASSERT_GT(n, 0);
+    for (int32_t i = 0; i < n; ++i) {
+      finished = events[static_cast<size_t>(i)].kind == TS_EVENT_FINISHED;
+      num_tokens += finished ? 0 : 1;
+    }
+    if (finished) {
+      EXPECT_EQ(num_tokens, 30);
+    }
+  }
+  ts_engine_shutdown(engine_);
+  EXPECT_EQ(ts_engine_poll(engine_, events.data(), 64, 30000), -1);
+  EXPECT_EQ(exit_of_follower(), 0);  // though the engine is still there
+}
+
+TEST_F(RanksAbi, FailRequestsWhenOneDies) {
+  ASSERT_EQ(ts_engine_open(plan_, &options_, &engine_, &error_), TS_OK) << error_.message;
+  const std::string died = "rank 1 (process " + std::to_string(follower_) + ") died";
+  for (uint64_t id = 1; id <= 9; ++id) {  // more than run at once
+    const ts_request r = request(id, prompt_, 120);
+    ASSERT_EQ(ts_engine_submit(engine_, &r, &error_), TS_OK) << error_.message;
+  }
+  std::vector<ts_event> events(16);
+  ASSERT_GT(ts_engine_poll(engine_, events.data(), 1, 30000), 0);
+  kill(follower_, SIGKILL);
+  int num_ends = 0, num_failed = 0;
+  for (int32_t n = 0; (n = ts_engine_poll(engine_, events.data(), 16, 30000)) >= 0;) {
+    ASSERT_GT(n, 0);
+    for (int32_t i = 0; i < n; ++i) {
+      const ts_event &e = events[static_cast<size_t>(i)];
+      if (e.kind != TS_EVENT_FINISHED) continue;
+      ++num_ends;
+      if (e.finish != TS_FINISH_ERROR) continue;
+      ++num_failed;
+      expect_in(e.message, {died.c_str()});
+    }
+  }
+  EXPECT_EQ(num_ends, 9);
+  EXPECT_GT(num_failed, 0);
+  EXPECT_EQ(ts_engine_failure(engine_, &error_), TS_LOST_RANK);
+  EXPECT_EQ(error_.message, died);
+  const ts_request late = request(100, prompt_, 1);
+  EXPECT_EQ(ts_engine_submit(engine_, &late, &error_), TS_LOST_RANK);
+  EXPECT_EQ(error_.message, died);
+}
+
+TEST_F(RanksAbi, TellAnIdleEngine) {
+  ASSERT_EQ(ts_engine_open(plan_, &options_, &engine_, &error_), TS_OK) << error_.message;
+  kill(follower_, SIGKILL);
+  ts_event event{};
+  EXPECT_EQ(ts_engine_poll(engine_, &event, 1, 30000), -1);
+  EXPECT_EQ(ts_engine_failure(engine_, &error_), TS_LOST_RANK);
+}
+
+TEST_F(RanksAbi, HaveTheirOwnCalls) {
+  ts_engine_options wrong = options_;
+  wrong.rank = 1;
+  EXPECT_EQ(ts_engine_open(plan_, &wrong, &engine_, &error_), TS_BAD_REQUEST);
+  expect_in(error_.message, {"rank 1 does not serve", "ts_rank_run"});
+  EXPECT_EQ(ts_rank_run(plan_, &options_, &error_), TS_BAD_REQUEST);
+  expect_in(error_.message, {"ts_engine_open"});
+  wrong.rank = 2;
+  EXPECT_EQ(ts_rank_run(plan_, &wrong, &error_), TS_BAD_REQUEST);
+  expect_in(error_.message, {"rank is 2, the plan is for 2 (tp=2)"});
+  wrong.rank = -1;
+  EXPECT_EQ(ts_rank_run(plan_, &wrong, &error_), TS_BAD_REQUEST);
+  wrong = options_;
+  wrong.rank_timeout_ms = -1;
+  EXPECT_EQ(ts_engine_open(plan_, &wrong, &engine_, &error_), TS_BAD_REQUEST);
+  expect_in(error_.message, {"rank_timeout_ms is -1"});
+  EXPECT_EQ(ts_engine_failure(nullptr, &error_), TS_BAD_REQUEST);
+  EXPECT_EQ(ts_plan_num_ranks(nullptr), 0);
 }
 
 }  // namespace

@@ -172,6 +172,92 @@ inline TestPlan test_plan(const std::string &target = "cpu-avx2", const std::str
   return plan;
 }
 
+/// The same for the ranks of a mesh, whose last axis divides kWidth: it computes what test_program() does, with collectives of every
+/// kind on the way. `parts`, sharded over all axes, is a table whose sum over the ranks is the whole one.
+inline Json test_program_of_ranks(const std::string &target, const Json &mesh) {
+  const Json axis = mesh.back()[0], size = mesh.back()[1];
+  Json program = test_program(target);
+  const int rows = kMaxTokens * kWidth * 4, logits = kMaxSeqs * kLogitsStride * 4;
+  const auto add_buffer = [&](const char *name, int bytes) {
+    const int64_t offset = program["arena_bytes"];
+    program["buffers"].push_back({{"name", name}, {"offset", offset}, {"bytes", bytes}});
+    program["arena_bytes"] = offset + (bytes + 63) / 64 * 64;
+    return static_cast<int>(program["buffers"].size()) - 1;
+  };
+  const int part = add_buffer("part", rows), part_logits = add_buffer("part_logits", logits);
+  const int whole_logits = add_buffer("whole_logits", logits);
+  const int64_t num = size;
+  const auto collective = [&](const char *kind, int in, int out, const char *dim, int64_t run) {
+    return Json{{"collective", kind}, {"op", std::string("op.") + kind},
+                {"axis", axis},       {"dtype", "f32"},
+                {"rows", dim},        {"times", 1},
+                {"run", run},         {"args", {{{"buffer", in}}, {{"buffer", out}}}}};
+  };
+  Json launches = Json::array();
+  Json names = Json::array();
+  for (const Json &each : mesh) names.push_back(each[0]);
+  const Json kernels = program["launches"];
+  Json embed = kernels[0];
+  embed["args"][0] = {{"weight", "parts"}, {"bytes", int64_t{kVocab} * kWidth * 4}, {"axes", names}};
+  launches.push_back(embed);  // -> x, of each rank
+  int x = 0;
+  for (const Json &each : mesh) {
+    Json sum = collective("all_reduce", x, x == 0 ? part : 0, "T", kWidth);
+    sum["axis"] = each[0];
+    sum["reduce"] = "sum";
+    launches.push_back(sum);
+    x = x == 0 ? part : 0;
+  }
+  Json mix = kernels[1];
+  mix["args"][0] = {{"buffer", x}};
+  launches.push_back(mix);  // -> y
+  launches.push_back(collective("slice", 1, part, "T", kWidth / num));
+  launches.push_back(collective("all_gather", part, 2, "T", kWidth / num));
+  Json write = kernels[2];
+  write["args"][0] = {{"buffer", 2}};
+  launches.push_back(write);
+  launches.push_back({{"kernel", "test_attend"}, {"op", "attend"}, {"args", {{{"kv", 0}}, {{"buffer", 1}}}}});
+  Json most = collective("reduce_scatter", 1, part, "T", kWidth / num);
+  most["reduce"] = "max";
+  launches.push_back(most);
+  launches.push_back(collective("all_gather", part, 2, "T", kWidth / num));
+  for (size_t i = 4; i < kernels.size(); ++i) launches.push_back(kernels[i]);  // mix, write, attend, logits
+  launches.push_back(collective("slice", 3, part_logits, "L", kLogitsStride / num));
+  launches.push_back(collective("all_gather", part_logits, whole_logits, "L", kLogitsStride / num));
+  program["launches"] = launches;
+  program["logits"]["buffer"] = whole_logits;
+  return program;
+}
+
+/// A plan for the ranks of a mesh, over test_program_of_ranks().
+inline TestPlan test_plan_of_ranks(const Json &mesh, const std::string &target = "cpu-avx2",
+                                   const std::string &kernels = "no kernels") {
+  TestPlan plan = test_plan(target, kernels);
+  plan.mesh = mesh;
+  plan.reserved["tsp/program/" + target] = test_program_of_ranks(target, mesh).dump();
+  std::vector<std::string> suffixes = {""};  // of every rank, in order
+  for (const Json &axis : mesh) {
+    std::vector<std::string> longer;
+    for (const std::string &suffix : suffixes) {
+      for (int i = 0; i < axis[1].get<int>(); ++i) {
+        longer.push_back(suffix + (suffix.empty() ? "@" : ",") + axis[0].get<std::string>() + "=" + std::to_string(i));
+      }
+    }
+    suffixes = longer;
+  }
+  const std::vector<float> table = test_table();
+  for (size_t r = 0; r < suffixes.size(); ++r) {
+    std::vector<float> part(table.size());
+    for (size_t i = r; i < table.size(); i += suffixes.size()) part[i] = table[i];
+    std::string bytes(part.size() * sizeof(float), '\0');
+    std::memcpy(bytes.data(), part.data(), bytes.size());
+    plan.weights["parts" + suffixes[r]] = {"F32", {kVocab, kWidth}, std::move(bytes)};
+  }
+  return plan;
+}
+
+inline Json tp(int size) { return Json::array({Json::array({"tp", size})}); }
+
 inline std::string read_file(const std::string &path) {
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};

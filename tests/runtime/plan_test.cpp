@@ -73,25 +73,30 @@ TEST(Plan, OpensWhenItIsLargerThanAPage) {
 // ---- damage: nothing that is cut or flipped passes ----
 
 TEST(Plan, RefusesEveryTruncation) {
-  const Bytes whole = test_plan().bytes();
-  for (size_t length = 0; length < whole.size(); ++length) {
-    // Copied, so that a read beyond the end is found by the address sanitizer.
-    const Bytes cut(whole.begin(), whole.begin() + static_cast<ptrdiff_t>(length));
-    ASSERT_TRUE(refused_in_all(cut)) << length << " of " << whole.size();
+  for (const TestPlan &plan : {test_plan(), test_plan_of_ranks(tp(2))}) {
+    const Bytes whole = plan.bytes();
+    for (size_t length = 0; length < whole.size(); ++length) {
+      // Copied, so that a read beyond the end is found by the address sanitizer.
+      const Bytes cut(whole.begin(), whole.begin() + static_cast<ptrdiff_t>(length));
+      ASSERT_TRUE(refused_in_all(cut)) << length << " of " << whole.size();
+    }
   }
+  const Bytes whole = test_plan().bytes();
   Bytes longer = whole;
   longer.push_back(0);
   expect_in(refused(longer), {"data ends at byte", "the file at"});
 }
 
 TEST(Plan, RefusesEveryFlippedByte) {
-  Bytes bytes = test_plan().bytes();
-  ASSERT_FALSE(refused_in_all(bytes));
-  for (size_t i = 0; i < bytes.size(); ++i) {
-    const auto flip = static_cast<uint8_t>(1 << i % 8);
-    bytes[i] ^= flip;
-    ASSERT_TRUE(refused_in_all(bytes)) << "byte " << i << " of " << bytes.size() << " ^ " << int{flip};
-    bytes[i] ^= flip;
+  for (const TestPlan &plan : {test_plan(), test_plan_of_ranks(tp(2))}) {
+    Bytes bytes = plan.bytes();
+    ASSERT_FALSE(refused_in_all(bytes));
+    for (size_t i = 0; i < bytes.size(); ++i) {
+      const auto flip = static_cast<uint8_t>(1 << i % 8);
+      bytes[i] ^= flip;
+      ASSERT_TRUE(refused_in_all(bytes)) << "byte " << i << " of " << bytes.size() << " ^ " << int{flip};
+      bytes[i] ^= flip;
+    }
   }
 }
 

@@ -10,9 +10,9 @@ namespace {
 
 using namespace ts::testing;  // NOLINT(google-build-using-namespace): helpers of these tests
 
-Program parse(const TestPlan &parts) {
+Program parse(const TestPlan &parts, int32_t rank = 0) {
   const Bytes bytes = parts.bytes();
-  return parse_program(*Plan::from_memory(bytes), "cpu-avx2");
+  return parse_program(*Plan::from_memory(bytes), "cpu-avx2", rank);
 }
 
 /// The message for a program that is right but for `edit`.
@@ -140,6 +140,90 @@ TEST(Program, ChecksCacheAndLogits) {
   expect_in(edited([](Json &p) { p["logits"]["stride"] = 49; }), {"logits.stride is '49', wanted an integer from 50"});
   expect_in(edited([](Json &p) { p["logits"]["stride"] = 65; }),
             {"logits.buffer ('logits') has 1024 bytes, but 4 rows of 65 f32 take 1040"});
+}
+
+// ---- several ranks ----
+
+const Json kMesh = Json::array({Json::array({"ep", 2}), Json::array({"tp", 4})});
+
+/// The message for a program of several ranks that is right but for `edit`. Its launches: an embedding of a sharded table, all_reduce over
+/// ep, and over tp, a kernel, slice, all_gather, ...
+std::string edited_ranks(const std::function<void(Json &)> &edit) {
+  TestPlan parts = test_plan_of_ranks(kMesh);
+  parts.edit_program("cpu-avx2", edit);
+  return refusal([&] { parse(parts, 5); });
+}
+
+TEST(ProgramOfRanks, IsRead) {
+  const TestPlan parts = test_plan_of_ranks(kMesh);
+  const Program program = parse(parts, 6);
+  EXPECT_EQ(program.rank, 6);
+  EXPECT_EQ(program.launches[0].arguments[0].entry, "parts@ep=1,tp=2");
+  EXPECT_EQ(parse(parts, 0).launches[0].arguments[0].entry, "parts@ep=0,tp=0");
+  const auto ep = program.launches[1].collective, tp = program.launches[2].collective;
+  ASSERT_TRUE(ep && tp);
+  EXPECT_EQ(ep->axis, 0);
+  EXPECT_EQ(ep->num_ranks, 2);
+  EXPECT_EQ(tp->axis, 1);
+  EXPECT_EQ(tp->num_ranks, 4);
+  EXPECT_EQ(tp->kind, Collective::Kind::all_reduce);
+  EXPECT_EQ(tp->reduce, Collective::Reduce::sum);
+  EXPECT_EQ(tp->run, kWidth);
+  EXPECT_FALSE(program.launches[3].collective);
+  const auto gather = program.launches[5].collective;
+  ASSERT_TRUE(gather);
+  EXPECT_EQ(gather->kind, Collective::Kind::all_gather);
+  EXPECT_EQ(gather->rows, Collective::Rows::tokens);
+  EXPECT_EQ(gather->in_run(), kWidth / 4);
+  EXPECT_EQ(gather->out_run(), kWidth);
+  EXPECT_EQ(gather->outer(7, 2), 7);
+  EXPECT_EQ(program.launches.back().collective->outer(7, 2), 2);
+}
+
+TEST(ProgramOfRanks, ChecksShardedWeights) {
+  const auto axes = [](const Json &value) {
+    return edited_ranks([&](Json &p) { p["launches"][0]["args"][0]["axes"] = value; });
+  };
+  expect_in(axes({"tp"}), {"names the weight 'parts@tp=1', which the plan lacks"});
+  expect_in(axes({"tp", "ep"}), {"args[0].axes[1] is 'ep', not in the order of the mesh"});
+  expect_in(axes({"ep", "ep"}), {"axes[1] is 'ep', not in the order"});
+  expect_in(axes({"ep", "dp"}), {"axes[1] is 'dp', the mesh has ep=2,tp=4"});
+  expect_in(axes(Json::array()), {"axes has 0 items"});
+  expect_in(axes("tp"), {"axes is"});
+  expect_in(edited_ranks([](Json &p) { p["launches"][0]["args"][0].erase("axes"); }),
+            {"names the weight 'parts', which the plan lacks"});
+  expect_in(edited_ranks([](Json &p) { p["launches"][0]["args"][0]["bytes"] = 64; }),
+            {"args[0].bytes is 64, the weight 'parts@ep=1,tp=1' has 3200"});
+}
+
+TEST(ProgramOfRanks, ChecksCollectives) {
+  const auto field = [](const char *key, const Json &value) {
+    return edited_ranks([&](Json &p) { p["launches"][2][key] = value; });
+  };
+  expect_in(field("collective", "all_to_all"),
+            {"launches[2].collective is 'all_to_all', wanted one of all_reduce, reduce_scatter, all_gather, slice"});
+  expect_in(field("reduce", "mean"), {"launches[2].reduce is 'mean', wanted one of sum, max"});
+  expect_in(field("axis", "dp"), {"launches[2].axis is 'dp', the mesh has ep=2,tp=4"});
+  expect_in(field("rows", "S"), {"launches[2].rows is 'S', wanted one of 1, T, L"});
+  expect_in(field("dtype", "f64"), {"launches[2].dtype is 'f64', wanted one of f32, bf16, i32"});
+  expect_in(field("dtype", "bf16"), {"launches[2].dtype is 'bf16', wanted 'f32': ranks add in f32"});
+  expect_in(field("times", 0), {"launches[2].times is '0', wanted an integer from 1"});
+  expect_in(field("run", 0), {"launches[2].run is '0', wanted an integer from 1"});
+  expect_in(field("run", int64_t{1} << 60), {"launches[2].run"});
+  expect_in(field("run", kWidth + 1), {"launches[2].args[0] ('part')", "has 1536 bytes, but 24 times 17 elements of 4"});
+  expect_in(field("times", 1 << 26), {"has 1536 bytes, but 1610612736 times 16 elements"});
+  expect_in(field("kernel", "x"), {"launches[2] has an unknown key 'kernel'"});
+  expect_in(field("args", {{{"buffer", 0}}}), {"launches[2].args has 1 items, wanted 2 to 2"});
+  expect_in(field("args", {{{"buffer", 0}}, {{"kv", 0}}}), {"launches[2].args[1] is no buffer"});
+  expect_in(field("args", {{{"buffer", 0}}, {{"buffer", 0}}}),
+            {"launches[2].args: input and output overlap: bytes 0 to 1536 and 0 to 1536"});
+  for (const char *key : {"axis", "dtype", "op", "reduce", "rows", "run", "times", "args"}) {
+    expect_in(edited_ranks([&](Json &p) { p["launches"][2].erase(key); }), {"launches[2] lacks the key", key});
+  }
+  expect_in(edited_ranks([](Json &p) { p["launches"][4]["reduce"] = "sum"; }),
+            {"launches[4] has an unknown key 'reduce'"});
+  expect_in(edited_ranks([](Json &p) { p["launches"][5]["run"] = kWidth / 2; }),
+            {"launches[5].args[1] ('z')", "24 times 32 elements"});
 }
 
 }  // namespace

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "mesh.h"
+#include "program.h"
+#include "rank_group.h"
+
+namespace ts {
+
+/// One collective of a program, bound to one rank's buffers and to the staging areas of all. Every thread of every rank runs it.
+///
+/// A rank copies what others need into its staging area, all meet at the group's barrier, and each thread takes its part of the
+/// output from all areas. Areas have two halves, which collectives take in turn: so one barrier each is enough, as who passes that of
+/// the next has read all of this one. A large all_reduce of more than two ranks has a second step: each rank reduces a part, and
+/// the others copy it, so that what a rank reads does not grow with their number.
+///
+/// Reductions are in f32 and in the order of ranks, whatever the threads: every rank gets the same bits.
+class BoundCollective {
+ public:
+  /// `group` may be null if the axis has one rank. `half`: 0 and 1 in turn.
+  BoundCollective(const Collective &what, const Mesh &mesh, int32_t rank, RankGroup *group, int32_t half,
+                  const void *in, void *out);
+
+  /// False if the group was aborted: then the step is over.
+  bool run(int64_t num_tokens, int64_t num_logits, int thread, int num_threads) const;
+
+  /// Bytes of staging that it may need, of one half.
+  static uint64_t staging_bytes(const Collective &what, const Limits &limits);
+
+ private:
+  const uint8_t *part_of(size_t peer) const;  ///< what the peer put into its staging area; mine is `in_`
+  bool stage(int64_t elements, int thread, int num_threads) const;
+  bool all_reduce_in_two(int64_t elements, int thread, int num_threads) const;
+  void reduce(int64_t outer, int thread, int num_threads) const;
+  void gather(int64_t outer, int thread, int num_threads) const;
+  void slice(int64_t outer, int thread, int num_threads) const;
+  void reduce_range(float *out, int64_t from, int64_t count) const;
+
+  const Collective what_;
+  RankGroup *group_;
+  int32_t half_;
+  size_t coordinate_;           // on the axis
+  std::vector<int32_t> peers_;  // ranks on the axis, in order, with this one
+  const uint8_t *in_;
+  uint8_t *out_;
+};
+
+}  // namespace ts

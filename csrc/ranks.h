@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "plan.h"
+#include "program.h"
+#include "rank_group.h"
+#include "rank_watch.h"
+
+namespace ts {
+
+/// This process's place among the ranks that run a plan together.
+struct RankOptions {
+  int32_t rank = 0;
+  int32_t timeout_ms = 0;         ///< how long a rank waits for others that do not come, or do not move; 0: 60,000
+  std::string rendezvous;         ///< a name that the ranks of this run share, and no other run of this user has
+  std::vector<int32_t> children;  ///< rank 0's: see RendezvousOptions
+};
+
+/// The other ranks, met: the memory shared with them, and the watch over them.
+struct Ranks {
+  std::shared_ptr<RankGroup> group;
+  std::unique_ptr<RankWatch> watch;
+};
+
+/// Meets the other ranks of the plan's mesh: rank 0 tells them `num_pages`. Throws Error (TS_LOST_RANK, TS_BAD_REQUEST).
+Ranks meet_ranks(const Plan &plan, const Program &program, const RankOptions &options, int32_t num_threads,
+                 int32_t num_pages);
+
+}  // namespace ts

@@ -1,0 +1,179 @@
+// Collectives over shared memory against what they mean, with ranks as threads of one process, so that ThreadSanitizer sees both sides.
+#include "collective.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "workers.h"
+
+namespace ts {
+namespace {
+
+using Kind = Collective::Kind;
+using Values = std::vector<float>;
+
+constexpr int64_t kMaxRows = 64;
+
+struct Case {
+  Collective what;
+  int64_t num_tokens, num_logits;
+  std::vector<Values> in;  // of each rank
+  std::vector<Values> out;
+};
+
+/// What each rank gets, element by element as csrc/program.h has it.
+Values expected(const Case &c, const Mesh &mesh, int32_t rank) {
+  const Collective &w = c.what;
+  const int64_t n = w.num_ranks, mine = mesh.coordinate(rank, w.axis), outer = w.outer(c.num_tokens, c.num_logits);
+  const auto of = [&](int64_t q, int64_t i) {
+    return c.in[static_cast<size_t>(mesh.peer(rank, w.axis, static_cast<int32_t>(q)))][static_cast<size_t>(i)];
+  };
+  const auto reduced = [&](int64_t i) {
+    float sum = of(0, i);
+    for (int64_t q = 1; q < n; ++q)
+      sum = w.reduce == Collective::Reduce::sum ? sum + of(q, i) : std::fmax(sum, of(q, i));
+    return sum;
+  };
+  Values out;
+  for (int64_t o = 0; o < outer; ++o) {
+    if (w.kind == Kind::all_gather) {
+      for (int64_t q = 0; q < n; ++q) {
+        for (int64_t e = 0; e < w.run; ++e) out.push_back(of(q, o * w.run + e));
+      }
+      continue;
+    }
+    for (int64_t e = 0; e < w.run; ++e) {
+      if (w.kind == Kind::all_reduce) out.push_back(reduced(o * w.run + e));
+      if (w.kind == Kind::reduce_scatter) out.push_back(reduced((o * n + mine) * w.run + e));
+      if (w.kind == Kind::slice) out.push_back(of(mine, (o * n + mine) * w.run + e));
+    }
+  }
+  return out;
+}
+
+Case random_case(std::mt19937 &random, const Mesh &mesh) {
+  const auto below = [&](int64_t n) { return static_cast<int64_t>(random() % static_cast<uint64_t>(n)); };
+  Case c;
+  Collective &w = c.what;
+  w.kind = static_cast<Kind>(below(4));
+  w.reduce = static_cast<Collective::Reduce>(below(2));
+  w.rows = static_cast<Collective::Rows>(below(3));
+  w.axis = static_cast<int32_t>(below(static_cast<int64_t>(mesh.axes.size())));
+  w.num_ranks = mesh.axes[static_cast<size_t>(w.axis)].size;
+  w.times = 1 + below(3);
+  w.run = below(4) == 0 ? 1 + below(2000) : 1 + below(40);  // large ones go in two steps
+  c.num_tokens = 1 + below(kMaxRows);
+  c.num_logits = below(3) == 0 ? 0 : below(c.num_tokens + 1);
+  const int64_t outer = w.outer(c.num_tokens, c.num_logits);
+  std::normal_distribution<float> normal(0, 100);
+  for (int32_t r = 0; r < mesh.num_ranks(); ++r) {
+    Values &in = c.in.emplace_back(static_cast<size_t>(outer * w.in_run()) + 1);
+    for (float &x : in) x = normal(random);
+    c.out.emplace_back(static_cast<size_t>(outer * w.out_run()) + 1, -7.0F);  // one beyond, which stays
+  }
+  return c;
+}
+
+struct Setting {
+  Mesh mesh;
+  int threads;
+};
+
+class Collectives : public ::testing::TestWithParam<Setting> {};
+
+INSTANTIATE_TEST_SUITE_P(Meshes, Collectives,
+                         ::testing::Values(Setting{{{{"tp", 1}}}, 2}, Setting{{{{"tp", 2}}}, 1},
+                                           Setting{{{{"tp", 2}}}, 3}, Setting{{{{"tp", 3}}}, 2},
+                                           Setting{{{{"tp", 5}}}, 1}, Setting{{{{"tp", 8}}}, 2},
+                                           Setting{{{{"ep", 2}, {"tp", 4}}}, 1}, Setting{{{{"ep", 4}, {"tp", 2}}}, 2},
+                                           Setting{{{{"dp", 1}, {"tp", 3}, {"ep", 2}}}, 1}),
+                         [](const auto &info) {
+                           std::string name = info.param.mesh.text() + "x" + std::to_string(info.param.threads);
+                           std::ranges::replace_if(name, [](char c) { return c == '=' || c == ','; }, '_');
+                           return name;
+                         });
+
+TEST_P(Collectives, AreWhatTheyMean) {
+  const auto &[mesh, threads] = GetParam();
+  const int32_t num_ranks = mesh.num_ranks();
+  std::mt19937 random(20261);
+  std::vector<Case> cases;
+  RankLayout layout;
+  layout.num_ranks = num_ranks;
+  Limits limits;
+  limits.max_tokens = limits.max_seqs = kMaxRows;
+  for (int i = 0; i < 60; ++i) {
+    cases.push_back(random_case(random, mesh));
+    layout.staging_bytes = std::max(layout.staging_bytes, BoundCollective::staging_bytes(cases.back().what, limits));
+  }
+  for (int32_t r = 0; r < num_ranks; ++r) layout.num_threads[static_cast<size_t>(r)] = threads + r % 2;
+  const auto memory = std::make_shared<SharedMemory>(RankGroup::bytes(layout));
+  std::vector<std::thread> ranks;
+  for (int32_t r = 0; r < num_ranks; ++r) {
+    ranks.emplace_back([&, r] {
+      RankGroup group(memory, layout, r);
+      std::vector<BoundCollective> bound;
+      int32_t half = 0;
+      for (Case &c : cases) {
+        const auto i = static_cast<size_t>(r);
+        bound.emplace_back(c.what, mesh, r, &group, half, c.in[i].data(), c.out[i].data());
+        if (BoundCollective::staging_bytes(c.what, limits) > 0) half = 1 - half;
+      }
+      Workers workers(layout.num_threads[static_cast<size_t>(r)], 0);
+      auto job = [&](int thread, int num_threads, Barrier &barrier) {
+        for (size_t i = 0; i < cases.size(); ++i) {
+          barrier.wait();
+          ASSERT_TRUE(bound[i].run(cases[i].num_tokens, cases[i].num_logits, thread, num_threads));
+        }
+      };
+      workers.run(job);
+    });
+  }
+  for (std::thread &rank : ranks) rank.join();
+  for (size_t i = 0; i < cases.size(); ++i) {
+    for (int32_t r = 0; r < num_ranks; ++r) {
+      Values wanted = expected(cases[i], mesh, r);
+      wanted.push_back(-7.0F);
+      const Values &found = cases[i].out[static_cast<size_t>(r)];
+      ASSERT_EQ(found.size(), wanted.size());
+      ASSERT_EQ(std::memcmp(found.data(), wanted.data(), wanted.size() * sizeof(float)), 0)
+          << "case " << i << ", kind " << static_cast<int>(cases[i].what.kind) << ", rank " << r;
+    }
+  }
+}
+
+TEST(CollectiveMax, KeepsNaN) {
+  const Mesh mesh{{{"tp", 2}}};
+  Collective what;
+  what.reduce = Collective::Reduce::max;
+  what.num_ranks = 2;
+  what.run = 3;
+  RankLayout layout;
+  layout.num_ranks = 2;
+  layout.num_threads = {1, 1};
+  layout.staging_bytes = 4096;
+  const auto memory = std::make_shared<SharedMemory>(RankGroup::bytes(layout));
+  const std::vector<Values> in = {{NAN, 1, 2}, {5, NAN, 1}};
+  std::vector<Values> out(2, Values(3));
+  const auto run = [&](int32_t r) {
+    RankGroup group(memory, layout, r);
+    const auto i = static_cast<size_t>(r);
+    EXPECT_TRUE(BoundCollective(what, mesh, r, &group, 0, in[i].data(), out[i].data()).run(1, 1, 0, 1));
+  };
+  std::thread other([&] { run(1); });
+  run(0);
+  other.join();
+  for (const Values &values : out) {
+    EXPECT_TRUE(std::isnan(values[0]) && std::isnan(values[1]));
+    EXPECT_EQ(values[2], 2);
+  }
+}
+
+}  // namespace
+}  // namespace ts
