@@ -210,7 +210,8 @@ TEST(ProgramOfRanks, ChecksCollectives) {
   expect_in(field("times", 0), {"launches[2].times is '0', wanted an integer from 1"});
   expect_in(field("run", 0), {"launches[2].run is '0', wanted an integer from 1"});
   expect_in(field("run", int64_t{1} << 60), {"launches[2].run"});
-  expect_in(field("run", kWidth + 1), {"launches[2].args[0] ('part')", "has 1536 bytes, but 24 times 17 elements of 4"});
+  expect_in(field("run", kWidth + 1),
+            {"launches[2].args[0] ('part')", "has 1536 bytes, but 24 times 17 elements of 4"});
   expect_in(field("times", 1 << 26), {"has 1536 bytes, but 1610612736 times 16 elements"});
   expect_in(field("kernel", "x"), {"launches[2] has an unknown key 'kernel'"});
   expect_in(field("args", {{{"buffer", 0}}}), {"launches[2].args has 1 items, wanted 2 to 2"});

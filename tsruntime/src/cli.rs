@@ -41,6 +41,9 @@ pub enum Command {
         #[command(flatten)]
         plan: Option<BenchArgs>,
     },
+    /// Compute as another rank of a plan: what rank 0 starts.
+    #[command(hide = true)]
+    Rank(RankArgs),
     /// Compile and try tokenizers and chat templates.
     #[command(disable_help_flag = true)]
     Text {
@@ -56,7 +59,7 @@ pub enum Load {
 
 #[derive(Debug, Args)]
 pub struct EngineArgs {
-    /// Threads that compute [default: every core that this process may use]
+    /// Threads that compute, of each rank [default: every core that this process may use, shared with other ranks]
     #[arg(long, value_name = "N", value_parser = positive(), help_heading = ENGINE)]
     threads: Option<i32>,
     /// Memory for the KV cache, such as 512M or 4G [default: enough for a full context, within half of the free memory]
@@ -83,9 +86,25 @@ pub struct EngineArgs {
     /// When weights are hashed: `auto` does it for a file that is new to this machine or has changed
     #[arg(long, value_enum, default_value_t = Verify::Auto, help_heading = ENGINE)]
     verify: Verify,
+    /// How long ranks wait for one that does not come, or does not move
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds, help_heading = RANKS)]
+    rank_timeout: Duration,
+    /// Under torchrun, mpirun or Slurm: a name that all ranks of this run share [default: from the environment]
+    #[arg(long, value_name = "NAME", help_heading = RANKS)]
+    rendezvous: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct RankArgs {
+    pub plan: PathBuf,
+    #[arg(long, value_name = "R", value_parser = positive())]
+    pub rank: i32,
+    #[command(flatten)]
+    pub engine: EngineArgs,
 }
 
 const ENGINE: &str = "Engine";
+const RANKS: &str = "Plans of several ranks";
 const LIMITS: &str = "Limits";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -110,6 +129,10 @@ impl EngineArgs {
                 max_queue: self.max_queue.unwrap_or(0),
                 prefix_cache: !self.no_prefix_cache,
                 target: self.target.clone(),
+                rank: 0,
+                rank_timeout_ms: i32::try_from(self.rank_timeout.as_millis()).unwrap_or(i32::MAX).max(1),
+                rendezvous: self.rendezvous.clone(),
+                rank_pids: Vec::new(),
             },
             always_verify: self.verify == Verify::Always,
             plain_users: false,

@@ -2,70 +2,18 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char};
-use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::error::{Exit, Failure};
 use crate::ffi;
+use crate::plan::Plan;
 
 /// Events taken in one call of the poll thread.
 const POLL_EVENTS: usize = 256;
-
-/// A mapped and checked plan.
-pub struct Plan(NonNull<ffi::ts_plan>);
-
-// engine.h: every function may be called from any thread; a plan's entries do not change.
-unsafe impl Send for Plan {}
-unsafe impl Sync for Plan {}
-
-impl Plan {
-    /// Maps the file and checks all but the weights.
-    pub fn open(path: &Path, always_verify: bool) -> Result<Arc<Plan>, Failure> {
-        let name = CString::new(path.as_os_str().as_encoded_bytes())
-            .map_err(|_| Failure::new(Exit::Usage, "the plan's path has a NUL byte in it"))?;
-        let mut plan = ptr::null_mut();
-        call(|error| unsafe { ffi::ts_plan_open(name.as_ptr(), i32::from(always_verify), &mut plan, error) })?;
-        Ok(Arc::new(Plan(NonNull::new(plan).expect("TS_OK comes with a plan"))))
-    }
-
-    /// An entry's bytes, in place; None if there is none of that name.
-    pub fn entry(self: &Arc<Plan>, name: &str) -> Option<Bytes> {
-        let name = CString::new(name).ok()?;
-        let (mut data, mut size) = (ptr::null(), 0);
-        let status = unsafe { ffi::ts_plan_entry(self.0.as_ptr(), name.as_ptr(), &mut data, &mut size) };
-        (status == ffi::TS_OK).then(|| Bytes::from_owner(Entry { data, size, _plan: self.clone() }))
-    }
-}
-
-impl Drop for Plan {
-    fn drop(&mut self) {
-        unsafe { ffi::ts_plan_close(self.0.as_ptr()) }
-    }
-}
-
-/// Bytes of a plan, which they keep mapped.
-struct Entry {
-    data: *const u8,
-    size: usize,
-    _plan: Arc<Plan>,
-}
-
-unsafe impl Send for Entry {}
-
-impl AsRef<[u8]> for Entry {
-    fn as_ref(&self) -> &[u8] {
-        if self.size == 0 {
-            return &[];
-        }
-        // Valid and unchanged until ts_plan_close, says engine.h; `_plan` has not been dropped.
-        unsafe { std::slice::from_raw_parts(self.data, self.size) }
-    }
-}
 
 /// How an engine is opened; 0 and None leave the choice to it.
 #[derive(Debug, Clone, Default)]
@@ -78,6 +26,45 @@ pub struct Options {
     pub max_queue: i32,
     pub prefix_cache: bool,
     pub target: Option<String>,
+    /// This process's, of a plan of several.
+    pub rank: i32,
+    pub rank_timeout_ms: i32,
+    /// Where the ranks of a run meet.
+    pub rendezvous: Option<String>,
+    /// Of all ranks; 0 for those that this process has not started. May be empty.
+    pub rank_pids: Vec<i32>,
+}
+
+impl Options {
+    /// Calls `body` with these as the engine takes them.
+    fn with_raw<T>(&self, body: impl FnOnce(&ffi::ts_engine_options) -> Result<T, Failure>) -> Result<T, Failure> {
+        let text = |what: &str, text: &Option<String>| {
+            let text = text.as_deref().map(CString::new).transpose();
+            text.map_err(|_| Failure::new(Exit::Usage, format!("the {what}'s name has a NUL byte in it")))
+        };
+        let (target, rendezvous) = (text("target", &self.target)?, text("rendezvous", &self.rendezvous)?);
+        let pointer = |text: &Option<CString>| text.as_ref().map_or(ptr::null(), |text| text.as_ptr());
+        body(&ffi::ts_engine_options {
+            size: size_of::<ffi::ts_engine_options>() as u32,
+            num_threads: self.num_threads,
+            num_pages: self.num_pages,
+            kv_bytes: self.kv_bytes,
+            token_budget: self.token_budget,
+            max_seqs: self.max_seqs,
+            max_queue: self.max_queue,
+            prefix_cache: i32::from(self.prefix_cache),
+            target: pointer(&target),
+            rank: self.rank,
+            rank_timeout_ms: self.rank_timeout_ms,
+            rendezvous: pointer(&rendezvous),
+            rank_pids: if self.rank_pids.is_empty() { ptr::null() } else { self.rank_pids.as_ptr() },
+        })
+    }
+}
+
+/// Computes a rank's part of every step of rank 0's engine, until that ends.
+pub fn follow(plan: &Plan, options: &Options) -> Result<(), Failure> {
+    options.with_raw(|raw| call(|error| unsafe { ffi::ts_rank_run(plan.raw(), raw, error) }))
 }
 
 /// One sequence to generate. Fields mean what ts_request says.
@@ -147,6 +134,8 @@ pub struct Engine {
     /// Where each live request's events go, with its place among its caller's requests.
     routes: Mutex<HashMap<u64, (Sender, usize)>>,
     next_id: AtomicU64,
+    /// Set when the last event has been handed out: nothing, or why the engine can compute no more.
+    end: watch::Sender<Option<Result<(), String>>>,
 }
 
 unsafe impl Send for Engine {}
@@ -156,25 +145,17 @@ impl Engine {
     /// Opens the engine and starts its poll thread. Neither is ever closed: a process opens one engine, serves with it and exits, and
     /// the kernel takes back threads and memory faster than anyone could join and free them.
     pub fn open(plan: &Arc<Plan>, options: &Options) -> Result<&'static Engine, Failure> {
-        let target = options.target.as_deref().map(CString::new).transpose();
-        let target = target.map_err(|_| Failure::new(Exit::Usage, "the target's name has a NUL byte in it"))?;
-        let raw_options = ffi::ts_engine_options {
-            size: size_of::<ffi::ts_engine_options>() as u32,
-            num_threads: options.num_threads,
-            num_pages: options.num_pages,
-            kv_bytes: options.kv_bytes,
-            token_budget: options.token_budget,
-            max_seqs: options.max_seqs,
-            max_queue: options.max_queue,
-            prefix_cache: i32::from(options.prefix_cache),
-            target: target.as_ref().map_or(ptr::null(), |target| target.as_ptr()),
-        };
         let mut raw = ptr::null_mut();
-        call(|error| unsafe { ffi::ts_engine_open(plan.0.as_ptr(), &raw_options, &mut raw, error) })?;
+        options
+            .with_raw(|options| call(|error| unsafe { ffi::ts_engine_open(plan.raw(), options, &mut raw, error) }))?;
         std::mem::forget(plan.clone());
         let raw = NonNull::new(raw).expect("TS_OK comes with an engine");
-        let engine: &'static Engine =
-            Box::leak(Box::new(Engine { raw, routes: Mutex::default(), next_id: AtomicU64::new(1) }));
+        let engine: &'static Engine = Box::leak(Box::new(Engine {
+            raw,
+            routes: Mutex::default(),
+            next_id: AtomicU64::new(1),
+            end: watch::Sender::new(None),
+        }));
         std::thread::Builder::new().name("ts-poll".into()).spawn(move || engine.poll())?;
         Ok(engine)
     }
@@ -192,6 +173,21 @@ impl Engine {
         unsafe { ffi::ts_engine_shutdown(self.raw.as_ptr()) }
     }
 
+    /// Whether the last event has been handed out.
+    pub fn has_ended(&self) -> bool {
+        self.end.borrow().is_some()
+    }
+
+    /// Waits until the engine can compute no more, and says why. Never, if it ends otherwise.
+    pub async fn failure(&self) -> String {
+        let mut end = self.end.subscribe();
+        let failed = end.wait_for(|end| matches!(end, Some(Err(_)))).await;
+        match failed.as_deref() {
+            Ok(Some(Err(reason))) => reason.clone(),
+            _ => std::future::pending().await,
+        }
+    }
+
     fn routes(&self) -> MutexGuard<'_, HashMap<u64, (Sender, usize)>> {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -203,10 +199,14 @@ impl Engine {
             let num = unsafe { ffi::ts_engine_poll(self.raw.as_ptr(), events.as_mut_ptr(), POLL_EVENTS as i32, -1) };
             let mut routes = self.routes();
             let Ok(num) = usize::try_from(num) else {
+                let end = call(|error| unsafe { ffi::ts_engine_failure(self.raw.as_ptr(), error) });
                 // After a shutdown nobody is left; whoever still waits must not wait for ever.
+                let reason =
+                    end.as_ref().err().map_or("the engine has stopped".into(), |failure| failure.message.clone());
                 for (_, (sender, index)) in routes.drain() {
-                    let _ = sender.send((index, Event::Finished(Finish::Error("the engine has stopped".into()))));
+                    let _ = sender.send((index, Event::Finished(Finish::Error(reason.clone()))));
                 }
+                self.end.send_replace(Some(end.map_err(|failure| failure.message)));
                 return;
             };
             for event in &events[..num] {
@@ -307,7 +307,7 @@ impl ffi::ts_error {
 }
 
 /// Calls a function that fills a ts_error; its failures end a command.
-fn call(function: impl FnOnce(*mut ffi::ts_error) -> ffi::ts_status) -> Result<(), Failure> {
+pub fn call(function: impl FnOnce(*mut ffi::ts_error) -> ffi::ts_status) -> Result<(), Failure> {
     let mut error = ffi::ts_error { message: [0; 1000] };
     let exit = match function(&mut error) {
         ffi::TS_OK => return Ok(()),

@@ -1,4 +1,4 @@
-//! csrc/engine.h (TS_ENGINE_ABI 1), as far as the front uses it. Fields mean what that file says.
+//! csrc/engine.h (TS_ENGINE_ABI 2), as far as the front uses it. Fields mean what that file says.
 
 use std::ffi::{c_char, c_int};
 
@@ -36,6 +36,10 @@ pub struct ts_engine_options {
     pub max_queue: i32,
     pub prefix_cache: i32,
     pub target: *const c_char,
+    pub rank: i32,
+    pub rank_timeout_ms: i32,
+    pub rendezvous: *const c_char,
+    pub rank_pids: *const i32,
 }
 
 #[repr(C)]
@@ -126,6 +130,7 @@ unsafe extern "C" {
         data: *mut *const u8,
         size: *mut usize,
     ) -> ts_status;
+    pub fn ts_plan_num_ranks(plan: *const ts_plan) -> i32;
     pub fn ts_plan_close(plan: *mut ts_plan);
     pub fn ts_engine_open(
         plan: *mut ts_plan,
@@ -133,6 +138,8 @@ unsafe extern "C" {
         engine: *mut *mut ts_engine,
         error: *mut ts_error,
     ) -> ts_status;
+    pub fn ts_rank_run(plan: *mut ts_plan, options: *const ts_engine_options, error: *mut ts_error) -> ts_status;
+    pub fn ts_engine_failure(engine: *mut ts_engine, error: *mut ts_error) -> ts_status;
     pub fn ts_engine_shutdown(engine: *mut ts_engine);
     pub fn ts_engine_submit(engine: *mut ts_engine, request: *const ts_request, error: *mut ts_error) -> ts_status;
     pub fn ts_engine_cancel(engine: *mut ts_engine, id: u64);

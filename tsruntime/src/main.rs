@@ -12,6 +12,8 @@ mod json;
 mod metrics;
 mod model;
 mod output;
+mod plan;
+mod ranks;
 mod request;
 mod server;
 
@@ -26,16 +28,24 @@ use error::{Failure, say};
 fn main() -> ExitCode {
     let started = Instant::now();
     let result = match Cli::parse().command {
-        Command::Run(arguments) => commands::run(arguments, started),
-        Command::Generate(arguments) => commands::generate(&arguments, started),
+        Command::Run(arguments) => ranks::follow_launched(&arguments.plan, &arguments.engine.options())
+            .unwrap_or_else(|| commands::run(arguments, started)),
+        Command::Generate(arguments) => ranks::follow_launched(&arguments.plan, &arguments.engine.options())
+            .unwrap_or_else(|| commands::generate(&arguments, started)),
+        Command::Rank(arguments) => ranks::follow_started(&arguments.plan, arguments.rank, &arguments.engine.options()),
         Command::Bench { load: Some(Load::Agent(arguments)), .. } => commands::agent(&arguments),
-        Command::Bench { plan, .. } => commands::bench(&plan.expect("clap demands a plan, or a load"), started),
+        Command::Bench { plan, .. } => {
+            let arguments = plan.expect("clap demands a plan, or a load");
+            ranks::follow_launched(&arguments.plan, &arguments.engine.options())
+                .unwrap_or_else(|| commands::bench(&arguments, started))
+        }
         Command::Text { arguments } => return tsruntime_text::command(&arguments, &["text"]),
     };
+    ranks::finish();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { exit, message }) => {
-            say(message);
+            say(ranks::explain(&message));
             ExitCode::from(exit as u8)
         }
     }

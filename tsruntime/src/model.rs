@@ -8,9 +8,11 @@ use std::time::Instant;
 use serde::Deserialize;
 use tsruntime_text::{DecodeOptions, EncodeOptions, TemplateError, Text, Tokenizer};
 
-use crate::engine::{self, Engine, Plan};
+use crate::engine::{self, Engine};
 use crate::error::{ApiError, Exit, Failure};
 use crate::ffi::ts_logit_bias;
+use crate::plan::Plan;
+use crate::ranks;
 use crate::request::{Limits, Params, Prompt};
 
 /// The part of `tsp/manifest` that the front reads; the engine has checked all of it.
@@ -67,12 +69,16 @@ impl Model {
         let manifest = plan.entry("tsp/manifest").ok_or_else(|| bad("the plan has no manifest".into()))?;
         let manifest: Manifest =
             serde_json::from_slice(&manifest).map_err(|error| bad(format!("its manifest: {error}")))?;
+        let engine_options = ranks::started(path, &plan, options)?;
         let (engine, text) = std::thread::scope(|scope| {
             let text = scope.spawn(|| open_text(&plan));
-            let engine = Engine::open(&plan, &options.engine);
+            let engine = Engine::open(&plan, &engine_options);
             (engine, text.join().unwrap_or_else(|_| Err("opening its text panicked".into())))
         });
         let (engine, text) = (engine?, text.map_err(bad)?);
+        if plan.num_ranks() > 1 {
+            ranks::opened(engine, &engine_options);
+        }
         let ModelFacts { name, vocab_size, eos_token_ids } = manifest.model;
         let stats = engine.stats();
         let seal = plan.entry("tsp/seal").unwrap_or_default();

@@ -86,7 +86,7 @@ async fn serve(options: ServerOptions, started: Instant) -> Result<(), Failure> 
     let connections = Connections { router: routes::router(app.clone()), graceful: GracefulShutdown::new(), options };
     let options = &connections.options;
     let mut deadline = None;
-    loop {
+    let outcome = loop {
         let drain = deadline.is_some();
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -107,18 +107,32 @@ async fn serve(options: ServerOptions, started: Instant) -> Result<(), Failure> 
                 app.drain();
                 deadline = Some(tokio::time::Instant::now() + options.drain_timeout);
             }
-            () = app.idle(), if drain => break,
+            () = app.idle(), if drain => break Ok(()),
+            message = failure(app.model().cloned()) => {
+                // Its requests have ended with errors, which now go to their clients.
+                app.drain();
+                app.cut_off().await;
+                break Err(Failure::new(Exit::Failed, message));
+            }
             () = sleep_until(deadline), if drain => {
                 say(format!("{} requests were still running and are cut off", app.num_active()));
                 app.cut_off().await;
-                break;
+                break Ok(());
             }
         }
-    }
+    };
     drop(listener);
     let Connections { graceful, .. } = connections;
     let _ = tokio::time::timeout(FLUSH_TIMEOUT, graceful.shutdown()).await;
-    Ok(())
+    outcome
+}
+
+/// Waits until the model's engine can compute no more, and says why.
+async fn failure(model: Option<Arc<Model>>) -> String {
+    match model {
+        Some(model) => model.engine.failure().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn sleep_until(deadline: Option<tokio::time::Instant>) {
