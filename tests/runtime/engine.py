@@ -167,6 +167,7 @@ def library() -> c.CDLL:
             "ts_plan_close": (None, [c.c_void_p]),
             "ts_engine_open": (c.c_int, [c.c_void_p, c.POINTER(_Options), c.POINTER(c.c_void_p), error]),
             "ts_engine_close": (None, [c.c_void_p]),
+            "ts_rank_run": (c.c_int, [c.c_void_p, c.POINTER(_Options), error]),
             "ts_engine_submit": (c.c_int, [c.c_void_p, c.POINTER(_Request), error]),
             "ts_engine_cancel": (None, [c.c_void_p, c.c_uint64]),
             "ts_engine_poll": (c.c_int32, [c.c_void_p, c.POINTER(_Event), c.c_int32, c.c_int32]),
@@ -225,6 +226,8 @@ class Engine:
         prefix_cache: bool = True,
         target: str | None = None,
         verify: int = VERIFY_AUTO,
+        rendezvous: bytes | None = None,
+        rank_pids: c.Array[c.c_int32] | None = None,
     ) -> None:
         self.plan = Plan(path, verify)
         options = _Options(
@@ -237,6 +240,8 @@ class Engine:
             max_queue,
             int(prefix_cache),
             target.encode() if target else None,
+            rendezvous=rendezvous,
+            rank_pids=rank_pids,
         )
         self.handle, error = c.c_void_p(), _Error()
         status = library().ts_engine_open(

@@ -65,7 +65,7 @@ def result(group: Group) -> Value:
 def rows_of(value: Value) -> str:
     """Which of the batch's sizes the value's leading dim is."""
     dim = value.shape[0]
-    if not isinstance(dim, Sym) or dim.name not in ("T", "L") or dim.plus:
+    if not isinstance(dim, Sym) or dim not in (Sym("T"), Sym("L")):
         raise InternalError(f"{value!r} has rows of {dim}, wanted T or L")
     return dim.name
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from tscompile.errors import InternalError
 from tscompile.ir import Graph, Group, Op, Sym, Value, Weight, unique
+from tscompile.kernels.roles import is_constant, rows_of
 from tscompile.mesh import Mesh
 from tscompile.ops import lookup
 from tscompile.ops.base import integer
@@ -73,28 +74,18 @@ def launch_fields(step: Group) -> dict[str, Any]:
     part = x if kind == "all_gather" else out  # of one rank
     first = sum(isinstance(dim, Sym) for dim in part.shape)
     dim = integer(op.attrs, "dim") if "dim" in op.attrs else first
-    if dim < first or any(isinstance(d, Sym) for d in part.shape[first:]):
+    if first > 1 or dim < first or any(isinstance(d, Sym) for d in part.shape[first:]):
         raise InternalError(f"{step.name}: {kind} of {list(map(str, part.shape))} along dim {dim}")
     fields = {
         "collective": kind,
         "op": step.name,
         "axis": str(op.attrs["axis"]),
         "dtype": x.dtype,
-        "rows": _rows(part),
+        "rows": "1" if is_constant(part) else rows_of(part),
         "times": math.prod(d for d in part.shape[first:dim] if isinstance(d, int)),
         "run": math.prod(d for d in part.shape[dim:] if isinstance(d, int)),
     }
     return fields | ({"reduce": str(op.attrs["op"])} if reduces else {})
-
-
-def _rows(value: Value) -> str:
-    """What the program calls the leading dim: T, L, or 1 where there is none but fixed ones."""
-    symbols = [dim for dim in value.shape if isinstance(dim, Sym)]
-    if not symbols:
-        return "1"
-    if len(symbols) > 1 or symbols[0].name not in ("T", "L") or symbols[0].plus:
-        raise InternalError(f"{value!r} has rows of {', '.join(map(str, symbols))}, wanted T or L")
-    return symbols[0].name
 
 
 def _ancestors(group: Group, op: Op) -> list[Op]:

@@ -1,0 +1,81 @@
+"""Plans of several ranks, run by as many processes of the engine, answer as a plan of one rank does: greedy
+tokens and log probabilities, every family."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import engine as api
+import plans
+import pytest
+import torch
+from checkpoints import reference
+from engine import Answer, Engine, Request
+
+RANK = """
+import ctypes, sys
+sys.path.insert(0, {folder!r})
+import engine
+plan, error = engine.Plan({plan!r}), engine._Error()
+options = engine._Options(ctypes.sizeof(engine._Options), 1)
+options.rank, options.rendezvous, options.rank_timeout_ms = {rank}, {name!r}, 60000
+status = engine.library().ts_rank_run(plan.handle, ctypes.byref(options), ctypes.byref(error))
+sys.exit(error.message.decode() if status else 0)
+"""
+
+
+@contextmanager
+def ranks_of(plan: Path, num_ranks: int) -> Iterator[Engine]:
+    """Rank 0's engine, over processes for the others, which must end well."""
+    name = f"test-{uuid.uuid4().hex[:16]}".encode()
+    folder = str(Path(api.__file__).parent)
+    scripts = [
+        RANK.format(folder=folder, plan=str(plan), rank=rank, name=name) for rank in range(1, num_ranks)
+    ]
+    others = [
+        subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"})
+        for script in scripts
+    ]
+    pids = (ctypes.c_int32 * num_ranks)(0, *(process.pid for process in others))
+    try:
+        with Engine(plan, num_threads=1, rendezvous=name, rank_pids=pids) as engine:
+            yield engine
+        assert [process.wait(60) for process in others] == [0] * len(others)
+    finally:
+        for process in others:
+            process.kill()
+
+
+def answers(engine: Engine, prompts: list[list[int]]) -> list[Answer]:
+    return engine.generate(
+        [Request(prompt, max_tokens=24, ignore_eos=True, num_logprobs=333) for prompt in prompts]
+    )
+
+
+@pytest.mark.parametrize("family", plans.RANKED)
+def test_tokens_are_those_of_one_rank(family: str, tmp_path: Path) -> None:
+    reference(plans.RANKED[family]).save_pretrained(tmp_path)
+    generator = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(333, (length,), generator=generator).tolist() for length in (37, 5, 50, 1)]
+    found = {}
+    for ranks in (1, 2, 4):
+        path = plans.build(tmp_path, tmp_path / f"{ranks}.tsp", "f32", tp=ranks, page_size=32, max_tokens=64)
+        if ranks == 1:
+            with Engine(path, num_threads=1) as engine:
+                found[ranks] = answers(engine, prompts)
+        else:
+            with ranks_of(path, ranks) as engine:
+                found[ranks] = answers(engine, prompts)
+    for ranks in (2, 4):
+        assert [answer.tokens for answer in found[ranks]] == [answer.tokens for answer in found[1]]
+        for one, several in zip(found[1], found[ranks], strict=True):
+            for row, (tokens, values) in enumerate(one.top):
+                theirs = dict(zip(*several.top[row], strict=True))
+                assert all(abs(theirs[t] - v) < 1e-3 for t, v in zip(tokens, values, strict=True))
