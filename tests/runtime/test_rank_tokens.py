@@ -16,7 +16,7 @@ import engine as api
 import plans
 import pytest
 import torch
-from checkpoints import reference
+from checkpoints import SPECS, reference
 from engine import Answer, Engine, Request
 
 RANK = """
@@ -79,3 +79,18 @@ def test_tokens_are_those_of_one_rank(family: str, tmp_path: Path) -> None:
             for row, (tokens, values) in enumerate(one.top):
                 theirs = dict(zip(*several.top[row], strict=True))
                 assert all(abs(theirs[t] - v) < 1e-3 for t, v in zip(tokens, values, strict=True))
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", "deepseek-routed"])
+def test_experts_over_ranks(name: str, tmp_path: Path) -> None:
+    """Sharded within, and shared out whole."""
+    reference(SPECS[name]).save_pretrained(tmp_path)
+    generator = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(500, (length,), generator=generator).tolist() for length in (37, 5, 1)]
+    asked = [Request(prompt, max_tokens=16, ignore_eos=True) for prompt in prompts]
+    with Engine(plans.build(tmp_path, tmp_path / "1.tsp"), num_threads=1) as engine:
+        wanted = [answer.tokens for answer in engine.generate(asked)]
+    for mesh in ({"tp": 2}, {"ep": 2}, {"ep": 2, "tp": 2}):
+        path = plans.build(tmp_path, tmp_path / f"{'-'.join(mesh)}.tsp", **mesh)
+        with ranks_of(path, 2 ** len(mesh)) as engine:
+            assert [answer.tokens for answer in engine.generate(asked)] == wanted, mesh
