@@ -133,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     build.add_argument("--json", action="store_true", help="print a summary of the build as one JSON object")
 
+    _plan_options(commands)
     for name, text in (
         ("inspect", "what a plan holds"),
         ("explain", "why a plan is as it is: groups, receipts, weights"),
@@ -141,6 +142,20 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("plan", type=Path, metavar="PLAN")
         command.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _plan_options(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="which meshes of ranks a model fits, and how quick they are",
+        description="Ranks meshes by predicted step time, from config.json alone; builds nothing.",
+    )
+    plan.add_argument("model", type=Path, metavar="MODEL", help="a folder with config.json")
+    plan.add_argument("--gpus", type=_count, required=True, metavar="N", help="ranks to use")
+    plan.add_argument("--target", required=True, metavar="T", help="e.g. sm_90a, sm_100a, cpu-avx512")
+    plan.add_argument("--context", type=_count, default=8192, metavar="N", help="tokens a sequence has")
+    plan.add_argument("--concurrency", type=_count, default=64, metavar="N", help="sequences at once")
+    plan.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _mesh_options(build: argparse.ArgumentParser) -> None:
@@ -178,6 +193,13 @@ def _run(arguments: argparse.Namespace) -> int:
         options = _options(arguments, models.find_for)
         summary = pipeline.compile_plan(options, _say)
         print(json.dumps(summary) if arguments.json else _sentence(summary))
+        return 0
+    if arguments.command == "plan":
+        from tscompile import meshes
+
+        load = meshes.Load(arguments.context, arguments.concurrency)
+        ranked = meshes.rank_meshes(arguments.model, arguments.gpus, arguments.target, load)
+        print(json.dumps(ranked) if arguments.json else meshes.text(ranked), end="")
         return 0
     from tscompile import inspect
 

@@ -20,7 +20,7 @@ from tscompile.placement import Partial, Placement, Replicate, Shard
 from tscompile.price import Prices, collective_of
 from tscompile.sharding import Strategy, rule_of, strategies
 
-MAX_STATES = 256  # kept after each op, the cheapest
+MAX_STATES = 64  # kept after each op, the cheapest
 CROSSING = 0  # in a segment's own states: the value that came into it, or leaves it
 
 # id(live value) -> every placement that it has been brought to so far; sorted by value, so that equal states
@@ -70,7 +70,7 @@ class Search:
                 self.last_use[id(value)] = i
         self.last_use.update({id(v): len(graph.ops) for v in graph.outputs})
         self.made_by = {id(v): op for op in graph.ops for v in op.outputs}
-        self.inputs = {id(v): v for v in graph.inputs}
+        self.moves: dict[tuple[int, Placement, Placement], float] = {}
 
     def best(self) -> list[Strategy]:
         """One strategy an op, the cheapest together. CompileError if there is none."""
@@ -213,7 +213,10 @@ class Search:
             return math.inf if have else 0.0
         have = have or (Replicate(),)  # every rank has the batch arrays
         live[id(value)] = (have[0], *sorted((*have[1:], wanted), key=str))
-        return self.prices.move(value, have[0], wanted, self.ranks, parts)
+        key = (id(value), have[0], wanted)
+        if key not in self.moves:
+            self.moves[key] = self.prices.move(value, have[0], wanted, self.ranks, parts)
+        return self.moves[key]
 
     def _outputs_cost(self, state: State) -> float:
         live = dict(state)

@@ -16,26 +16,33 @@ from typing import Any
 from torch import nn
 
 from tscompile import models
-from tscompile.build import Build, ModelInfo
+from tscompile.build import Build, ModelInfo, Options
 from tscompile.capture import Builder, capture
 from tscompile.checkpoint import DTYPES, Checkpoint
 from tscompile.config import Config
 from tscompile.errors import CompileError
+from tscompile.mesh import Mesh
 from tscompile.recipe import Origin, checkpoint_names, renamed
 
 
 def run(build: Build) -> None:
-    options = build.options
-    file = models.load(options.model)
-    config = Config(build.checkpoint.config, "config.json", options.max_context)
-    model = file.make(config)
-    name = re.sub(r"\W", "_", file.stem)
-    builder = Builder(
-        name if name[:1].isalpha() else f"m{name}", build.mesh, options.model, options.page_size
-    )
-    build.graph = capture(model, builder)
+    builder, model, file, config = traced(build.options, build.checkpoint.config, build.mesh)
+    build.graph = builder.graph
     _bind(builder, model, build.checkpoint, file, config)
     build.model = _info(build, config, file)
+
+
+def traced(
+    options: Options, data: dict[str, Any], mesh: Mesh
+) -> tuple[Builder, nn.Module, models.ModelFile, Config]:
+    """The model file's graph for a config.json, in builder.graph; no checkpoint is needed for that."""
+    file = models.load(options.model)
+    config = Config(data, "config.json", options.max_context)
+    model = file.make(config)
+    name = re.sub(r"\W", "_", file.stem)
+    builder = Builder(name if name[:1].isalpha() else f"m{name}", mesh, options.model, options.page_size)
+    capture(model, builder)
+    return builder, model, file, config
 
 
 def _bind(

@@ -42,9 +42,9 @@ def repeat_heads(graph: Graph, ranks: int) -> list[str]:
         state = write.outputs[0]
         heads = state.shape[dim]
         assert isinstance(heads, int)
-        queries = _query_heads(graph, state, heads)
         if heads % ranks == 0:
             continue
+        queries = _query_heads(graph, state, heads)
         if ranks % heads or queries % ranks:
             legal = [n for n in divisors(queries) if 0 in (heads % n, n % heads)]
             raise CompileError(

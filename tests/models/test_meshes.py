@@ -1,0 +1,82 @@
+"""`tscompile plan`: meshes ranked from a config.json alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import BASE, MOE
+
+from tscompile import cli, meshes
+from tscompile.errors import CompileError
+
+LARGE = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+}
+
+
+def config(folder: Path, **values: Any) -> Path:
+    (folder / "config.json").write_text(json.dumps(LARGE | values))
+    return folder
+
+
+def test_every_product_of_axes() -> None:
+    found = [str(mesh) for mesh in meshes.meshes(4, experts=False, by_sequence=True)]
+    assert found == ["mesh(tp=4)", "mesh(dp=2, tp=2)", "mesh(dp=4)"]
+    assert len(meshes.meshes(8, experts=True, by_sequence=True)) == 10
+    assert [str(m) for m in meshes.meshes(8, experts=False, by_sequence=False)] == ["mesh(tp=8)"]
+
+
+def test_memory_and_order(tmp_path: Path) -> None:
+    load = meshes.Load(context=4096, sequences=32)
+    report = meshes.rank_meshes(config(tmp_path), 4, "sm_100a", load)
+    rows = {" ".join(f"{a}={n}" for a, n in row["mesh"].items()): row for row in report["meshes"]}
+    times = [row["decode_s"] for row in report["meshes"]]
+    assert times == sorted(times)
+    assert all(0 <= row["decode_collectives_s"] < row["decode_s"] < row["prefill_s"] for row in rows.values())
+    # 2 caches x 4 layers x 8 heads x 128 x 2 bytes a token; a quarter on each of 4 ranks, however shared out
+    kv = 2 * 4 * 8 * 128 * 2 * 4096 * 32
+    assert {row["kv_bytes"] for row in rows.values()} == {kv // 4}
+    # the layers' matrices, a quarter each; table and head between a quarter and whole
+    layers = 2 * 4 * (8192 * 128 * (64 + 8 + 8 + 64) + 3 * 8192 * 28672)
+    tables = 2 * 2 * 151936 * 8192
+    held = rows["tp=4"]["weights_bytes"]
+    assert layers // 4 + tables // 4 <= held <= layers // 4 + tables + 2**25
+    assert rows["dp=4"]["weights_bytes"] >= held
+
+
+def test_what_does_not_fit_is_last_and_says_why(tmp_path: Path) -> None:
+    load = meshes.Load(context=40960, sequences=2000)
+    report = meshes.rank_meshes(config(tmp_path), 2, "sm_90a", load)
+    assert all("a rank lacks" in row["why_not"] for row in report["meshes"])
+
+
+def test_heads_that_no_mesh_divides(tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match="tp can be 1, 2, 4, 8, 16, 32, 64"):
+        meshes.rank_meshes(config(tmp_path), 3, "cpu-avx2", meshes.Load())
+
+
+def test_experts_get_an_axis(tmp_path: Path) -> None:
+    values = {**BASE, **MOE, "architectures": ["Qwen3MoeForCausalLM"], "num_attention_heads": 8}
+    report = meshes.rank_meshes(config(tmp_path, **values), 2, "sm_90a", meshes.Load(256, 8))
+    assert {"ep": 2} in [row["mesh"] for row in report["meshes"]]
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", str(config(tmp_path)), "--gpus", "2", "--target", "sm_90a"]
+    assert cli.main(arguments) == 0
+    assert "tp=2" in capsys.readouterr().out
+    assert cli.main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["topology"] == "h200"
+    assert cli.main([*arguments[:-1], "sm_70"]) == 2
+    assert "known are cpu-amx" in capsys.readouterr().err
