@@ -1,15 +1,16 @@
 #include "collective.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <utility>
 
 namespace ts {
 namespace {
 
-constexpr int64_t kGrain = 16;            // elements: threads part a value at lines of 64 bytes
-constexpr int64_t kBlock = 1024;          // elements reduced at a time, so that their sums stay in the first cache
-constexpr int64_t kTwoSteps = 32 * 1024;  // elements from which an all_reduce of more than two ranks goes in two steps
+constexpr int64_t kGrain = 16;        // elements: threads part a value at lines of 64 bytes
+constexpr int64_t kBlock = 1024;      // elements reduced at a time, so that their sums stay in the first cache
+constexpr int64_t kTwoSteps = 32768;  // elements from which an all_reduce of more than two ranks goes in two steps
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -39,7 +40,7 @@ void add(float *__restrict sum, const float *__restrict x, int64_t count) {
 
 /// As torch: a NaN stays.
 void take_max(float *__restrict most, const float *__restrict x, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) most[i] = x[i] > most[i] || x[i] != x[i] ? x[i] : most[i];
+  for (int64_t i = 0; i < count; ++i) most[i] = x[i] > most[i] || std::isnan(x[i]) ? x[i] : most[i];
 }
 
 }  // namespace
