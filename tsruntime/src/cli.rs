@@ -1,7 +1,7 @@
 //! The command line.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -39,7 +39,7 @@ pub enum Command {
         #[command(subcommand)]
         load: Option<Load>,
         #[command(flatten)]
-        plan: Option<BenchArgs>,
+        arguments: Box<BenchArgs>,
     },
     /// Compute as another rank of a plan: what rank 0 starts.
     #[command(hide = true)]
@@ -257,7 +257,9 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = BENCH_EXAMPLES)]
 pub struct BenchArgs {
-    pub plan: PathBuf,
+    /// The plan to measure
+    #[arg(required = true)]
+    plan: Option<PathBuf>,
     /// Tokens of each prompt
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     pub prompt: u32,
@@ -275,6 +277,12 @@ pub struct BenchArgs {
     pub json: bool,
     #[command(flatten)]
     pub engine: EngineArgs,
+}
+
+impl BenchArgs {
+    pub fn plan(&self) -> &Path {
+        self.plan.as_deref().expect("clap demands a plan where no load is named")
+    }
 }
 
 /// A number of bytes, with K, M, G or T for powers of 1,024.
@@ -322,6 +330,17 @@ mod tests {
         assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
         for text in ["", "0", "-1", "nan", "inf", "1e9"] {
             assert!(seconds(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_bench_is_of_a_plan_or_under_a_load() {
+        let parse = |words: &str| Cli::try_parse_from(words.split(' ')).map(|cli| cli.command);
+        let Ok(Command::Bench { load: None, arguments }) = parse("tsruntime bench a.tsp --batch 2") else { panic!() };
+        assert_eq!((arguments.plan(), arguments.batch), (Path::new("a.tsp"), 2));
+        assert!(matches!(parse("tsruntime bench agent --first 10"), Ok(Command::Bench { load: Some(_), .. })));
+        for words in ["tsruntime bench", "tsruntime bench a.tsp agent", "tsruntime bench agent a.tsp"] {
+            assert!(parse(words).is_err(), "{words}");
         }
     }
 

@@ -34,11 +34,8 @@ fn main() -> ExitCode {
             .unwrap_or_else(|| commands::generate(&arguments, started)),
         Command::Rank(arguments) => ranks::follow_started(&arguments.plan, arguments.rank, &arguments.engine.options()),
         Command::Bench { load: Some(Load::Agent(arguments)), .. } => commands::agent(&arguments),
-        Command::Bench { plan, .. } => {
-            let arguments = plan.expect("clap demands a plan, or a load");
-            ranks::follow_launched(&arguments.plan, &arguments.engine.options())
-                .unwrap_or_else(|| commands::bench(&arguments, started))
-        }
+        Command::Bench { arguments, .. } => ranks::follow_launched(arguments.plan(), &arguments.engine.options())
+            .unwrap_or_else(|| commands::bench(&arguments, started)),
         Command::Text { arguments } => return tsruntime_text::command(&arguments, &["text"]),
     };
     ranks::finish();

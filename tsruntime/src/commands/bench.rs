@@ -32,7 +32,7 @@ pub fn bench(arguments: &BenchArgs, started: Instant) -> Result<(), Failure> {
     // A prompt that is found in the cache measures nothing.
     let mut options = arguments.engine.options();
     options.engine.prefix_cache = false;
-    let model = Model::load(&arguments.plan, &options)?;
+    let model = Model::load(arguments.plan(), &options)?;
     let start = started.elapsed();
     check(&model, arguments, &options)?;
     let first = block_on(batch(&model, 0, START_PROMPT.min(model.limits.context - 1), 1, 1))?;
