@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     _plan_options(commands)
     for name, text in (
         ("inspect", "what a plan holds"),
-        ("explain", "why a plan is as it is: groups, receipts, weights"),
+        ("explain", "why a plan is as it is: placements, collectives and their cost, weights a rank"),
     ):
         command = commands.add_parser(name, help=text, description=f"Shows {text}.")
         command.add_argument("plan", type=Path, metavar="PLAN")
@@ -201,11 +201,11 @@ def _run(arguments: argparse.Namespace) -> int:
         ranked = meshes.rank_meshes(arguments.model, arguments.gpus, arguments.target, load)
         print(json.dumps(ranked) if arguments.json else meshes.text(ranked), end="")
         return 0
-    from tscompile import inspect
+    from tscompile import explain, inspect
 
     report, text = {
         "inspect": (inspect.inspect, inspect.inspect_text),
-        "explain": (inspect.explain, inspect.explain_text),
+        "explain": (explain.explain, explain.explain_text),
     }[arguments.command]
     found = report(arguments.plan)
     print(inspect.to_json(found) if arguments.json else text(found))

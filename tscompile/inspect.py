@@ -1,5 +1,4 @@
-"""What `tscompile inspect` and `tscompile explain` say of a plan. Needs no torch: the reports lie in the
-plan."""
+"""What `tscompile inspect` says of a plan. Needs no torch: the reports lie in the plan."""
 
 from __future__ import annotations
 
@@ -10,9 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tscompile.ir import Value
-from tscompile.parser import parse
-from tscompile.placement import Replicate
 from tscompile.reader import Plan
 
 
@@ -58,31 +54,6 @@ def shard_of(entry: str, steps: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def explain(path: Path) -> dict[str, Any]:
-    """How every value that a kernel makes, every weight and KV state lies over the ranks. Layers that are
-    alike are told once."""
-    plan = Plan(path)
-    graph = parse(bytes(plan.bytes("tsp/graph")).decode())
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    made_by: list[tuple[str, Sequence[Value]]] = [("weight", graph.weights), ("input", graph.inputs)]
-    made_by += [(group.group, group.outputs) for group in graph.groups()]
-    for maker, values in made_by:
-        for value in values:
-            shape = [dim if isinstance(dim, int) else str(dim) for dim in value.shape]
-            placement = value.placement or (Replicate(),) * len(graph.mesh.axes)
-            row = {
-                "value": re.sub(r"(?<=\.)\d+(?=\.)", "*", value.name),
-                "made_by": maker,
-                "dtype": value.dtype,
-                "shape": shape,
-                "state": value.state,
-                "placement": dict(zip(graph.mesh.names, map(str, placement), strict=True)),
-            }
-            kept = rows.setdefault(tuple(map(str, row.values())), {**row, "count": 0})
-            kept["count"] += 1
-    return {"mesh": dict(graph.mesh.axes), "values": list(rows.values())}
-
-
 def to_json(report: dict[str, Any]) -> str:
     return json.dumps(report, ensure_ascii=False)
 
@@ -111,26 +82,6 @@ def inspect_text(report: dict[str, Any]) -> str:
     for target in report["targets"]:
         lines += ["", *target_lines(target)]
     return "\n".join(lines) + "\n"
-
-
-def explain_text(report: dict[str, Any]) -> str:
-    """For people: R replicated, S(dim) a part along dim, P(sum) a term of a sum."""
-    axes = list(report["mesh"])
-    ranks = " x ".join(f"{axis}={size}" for axis, size in report["mesh"].items())
-    rows = (
-        (
-            f"{'state ' if v['state'] else ''}{v['value']}",
-            f"{v['dtype']}[{', '.join(map(str, v['shape']))}]",
-            v["made_by"],
-            f"x{v['count']}",
-            *(v["placement"][axis] for axis in axes),
-        )
-        for v in report["values"]
-    )
-    note = "R: every rank holds it whole. S(d): each its part along dim d. P(sum): each a term of the sum."
-    return (
-        "\n".join([f"mesh  {ranks}", note, "", *table(("value", "type", "made by", "", *axes), rows)]) + "\n"
-    )
 
 
 def verify_text(verify: dict[str, Any]) -> str:

@@ -11,7 +11,8 @@ from plan_graphs import build
 from tscompile import assemble
 from tscompile.build import Receipt
 from tscompile.errors import CompileError
-from tscompile.inspect import explain, explain_text, inspect, inspect_text, size, to_json
+from tscompile.explain import explain, explain_text
+from tscompile.inspect import inspect, inspect_text, size, to_json
 from tscompile.passes import arrange, pack
 
 
@@ -74,6 +75,8 @@ def test_explain(path: Path) -> None:
     }
     text = explain_text(report)
     assert "state kv.0" in text
+    assert "collectives: none" in text
+    assert [w["share"] for w in report["weights"]] == ["whole"] * len(report["weights"])
     assert "bf16[T, 2, 16]" in text
 
 
@@ -100,6 +103,7 @@ def test_inspecting_needs_no_torch(path: Path) -> None:
 import sys
 sys.modules["torch"] = None
 from pathlib import Path
+from tscompile.explain import *
 from tscompile.inspect import *
 path = Path({str(path)!r})
 print(inspect_text(inspect(path)), explain_text(explain(path)))

@@ -19,6 +19,7 @@ from tscompile.assemble import assemble
 from tscompile.build import Build, Options
 from tscompile.checkpoint import Checkpoint as Folder
 from tscompile.errors import CompileError
+from tscompile.explain import explain, explain_text
 from tscompile.inspect import inspect, inspect_text
 from tscompile.layout import lay_back
 from tscompile.mesh import Mesh
@@ -217,3 +218,23 @@ def test_inspect_shows_ranks_shards_and_collectives(tmp_path: Path) -> None:
     ):
         assert wanted in text, wanted
     assert sum("layers.0.self_attn.qkv.weight " in line for line in text.splitlines()) == 1
+
+
+def test_explain_tells_what_moves_and_what_a_rank_holds(tmp_path: Path) -> None:
+    reference(SPECS["llama-mha"]).save_pretrained(tmp_path)
+    planned(tmp_path, tmp_path / "plan.tsp", 2)
+    report = explain(tmp_path / "plan.tsp")
+    counts = {(c["collective"], c["value"]): c["count"] for c in report["collectives"]}
+    assert counts["all_reduce", "layers.*.mlp.down_proj.out"] == 2, "one a layer"
+    down = next(c for c in report["collectives"] if "down_proj" in c["value"])
+    assert (down["axis"], down["ranks"]) == ("tp", 2)
+    # a term of the sum is [tokens, hidden] of f32, whatever the ranks
+    assert [(b["tokens"], b["bytes"]) for b in down["buckets"]] == [(t, t * 64 * 4) for t in (1, 8, 64, 512)]
+    times = [b["us"] for b in down["buckets"]]
+    assert times == sorted(times)
+    assert times[0] > 0
+    weights = {w["weight"]: w for w in report["weights"]}
+    gate_up, norm = weights["layers.*.mlp.gate_up.weight"], weights["norm.weight"]
+    assert (gate_up["share"], gate_up["bytes"]) == ("1/2", 2 * gate_up["bytes_a_rank"])
+    assert (norm["share"], norm["bytes"]) == ("whole", norm["bytes_a_rank"])
+    assert "all_reduce in all_reduce_rms_norm" in explain_text(report)

@@ -1,0 +1,160 @@
+"""What `tscompile explain` says of a plan: where every value lies, what moves between ranks and what that is
+predicted to cost, what each rank holds. Needs no torch: graph and weights lie in the plan."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tscompile.inspect import size, table
+from tscompile.ir import DTYPES, Graph, Op, Sym, Value
+from tscompile.parser import parse
+from tscompile.placement import Replicate
+from tscompile.reader import Plan
+from tscompile.topology import Topology, topology_of
+
+NOTE = "R: every rank holds it whole. S(d): each its part along dim d. P(sum): each a term of the sum."
+
+
+def explain(path: Path) -> dict[str, Any]:
+    """Layers that are alike are told once, with how many there are."""
+    plan = Plan(path)
+    graph = parse(bytes(plan.bytes("tsp/graph")).decode())
+    target = plan.manifest["targets"][0]
+    limits = plan.json(f"tsp/program/{target}")["limits"]
+    return {
+        "mesh": dict(graph.mesh.axes),
+        "values": alike(values_of(graph)),
+        "collectives": alike(collectives_of(graph, target, limits)),
+        "weights": alike(weights_of(plan)),
+    }
+
+
+def alike(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each row once, in order, with `count`."""
+    kept: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        kept.setdefault(str(row), {**row, "count": 0})["count"] += 1
+    return list(kept.values())
+
+
+def of_any_layer(name: str) -> str:
+    """layers.3.mlp -> layers.*.mlp"""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+
+
+def values_of(graph: Graph) -> Iterator[dict[str, Any]]:
+    made_by: list[tuple[str, Sequence[Value]]] = [("weight", graph.weights), ("input", graph.inputs)]
+    made_by += [(group.group, group.outputs) for group in graph.groups()]
+    for maker, values in made_by:
+        for value in values:
+            placement = value.placement or (Replicate(),) * len(graph.mesh.axes)
+            yield {
+                "value": of_any_layer(value.name),
+                "made_by": maker,
+                "dtype": value.dtype,
+                "shape": [dim if isinstance(dim, int) else str(dim) for dim in value.shape],
+                "state": value.state,
+                "placement": dict(zip(graph.mesh.names, map(str, placement), strict=True)),
+            }
+
+
+def buckets_of(limits: Mapping[str, int]) -> list[int]:
+    """Tokens of a step: 1, 8, 64, ..., and the most that the plan allows."""
+    most = limits["max_tokens"]
+    return [*(8**i for i in range(math.ceil(math.log(most, 8)))), most]
+
+
+def collectives_of(graph: Graph, target: str, limits: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+    """Predictions come from the target's topology, as those of the search that placed the model."""
+    machine = topology_of(target)
+    for group in graph.groups():
+        for op in group.body:
+            if "axis" not in op.attrs:
+                continue
+            ranks = graph.mesh.size(str(op.attrs["axis"]))
+            yield {
+                "collective": op.kind,
+                "axis": op.attrs["axis"],
+                "ranks": ranks,
+                "value": of_any_layer(op.inputs[0].name),
+                "fused_into": "" if group.group == "collective" else group.group,
+                "buckets": [bucket(op, tokens, limits, machine, ranks) for tokens in buckets_of(limits)],
+            }
+
+
+def bucket(op: Op, tokens: int, limits: Mapping[str, int], machine: Topology, ranks: int) -> dict[str, Any]:
+    """Of a step of `tokens` tokens: the bytes of the whole value, and what the collective takes."""
+    rows = min(tokens, limits["max_seqs"])
+    sizes = {"T": tokens, "S": rows, "L": rows, "P": 1}
+    num_bytes = max(bytes_of(value, sizes) for value in (*op.inputs, *op.outputs))
+    if op.kind == "slice":
+        return {"tokens": tokens, "bytes": num_bytes, "us": 0.0, "algorithm": "nothing moves"}
+    seconds, algorithm = machine.link(ranks).best(op.kind, num_bytes, ranks)
+    us = round((seconds + machine.launch_s) * 1e6, 2)
+    return {"tokens": tokens, "bytes": num_bytes, "us": us, "algorithm": algorithm}
+
+
+def bytes_of(value: Value, sizes: Mapping[str, int]) -> int:
+    dims = (dim.size(sizes) if isinstance(dim, Sym) else dim for dim in value.shape)
+    return math.prod(dims) * DTYPES[value.dtype]
+
+
+def weights_of(plan: Plan) -> Iterator[dict[str, Any]]:
+    """A row a weight as stored: what one rank holds of it, and how many different shards there are."""
+    shards: dict[str, list[int]] = {}
+    for name, entry in plan.manifest["entries"].items():
+        if entry["kind"] == "weight":
+            shards.setdefault(name.partition("@")[0], []).append(entry["bytes"])
+    for name, sizes in shards.items():
+        yield {
+            "weight": of_any_layer(name),
+            "bytes_a_rank": sizes[0],
+            "bytes": sum(sizes),
+            "share": f"1/{len(sizes)}" if len(sizes) > 1 else "whole",
+        }
+
+
+def explain_text(report: dict[str, Any]) -> str:
+    """For people."""
+    axes = list(report["mesh"])
+    values = (
+        (
+            f"{'state ' if v['state'] else ''}{v['value']}",
+            f"{v['dtype']}[{', '.join(map(str, v['shape']))}]",
+            v["made_by"],
+            f"x{v['count']}",
+            *(v["placement"][axis] for axis in axes),
+        )
+        for v in report["values"]
+    )
+    lines = ["mesh  " + " x ".join(f"{axis}={ranks}" for axis, ranks in report["mesh"].items())]
+    lines += [NOTE, "", *table(("value", "type", "made by", "", *axes), values)]
+    lines += ["", *collective_lines(report["collectives"])]
+    held = sum(w["bytes_a_rank"] * w["count"] for w in report["weights"])
+    weights = (
+        (w["weight"], f"x{w['count']}", f"{w['bytes_a_rank']:,}", w["share"]) for w in report["weights"]
+    )
+    lines += ["", f"weights: a rank holds {size(held)}", *table(("weight", "", "bytes", "share"), weights)]
+    return "\n".join(lines) + "\n"
+
+
+def collective_lines(collectives: Sequence[dict[str, Any]]) -> list[str]:
+    if not collectives:
+        return ["collectives: none"]
+    heads = [f"{b['tokens']} tokens" for b in collectives[0]["buckets"]]
+    rows = (
+        (
+            c["collective"] + (f" in {c['fused_into']}" if c["fused_into"] else ""),
+            f"{c['axis']}={c['ranks']}",
+            c["value"],
+            f"x{c['count']}",
+            *(f"{size(b['bytes'])}, {b['us']:g} us by {b['algorithm']}" for b in c["buckets"]),
+        )
+        for c in collectives
+    )
+    title = "collectives: bytes of the whole value and predicted time, by tokens of a step"
+    return [title, *table(("collective", "over", "value", "", *heads), rows)]
