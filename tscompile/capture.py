@@ -14,7 +14,8 @@ from torch import fx, nn
 
 from tscompile.errors import CompileError, Source
 from tscompile.ir import BATCH_ARRAYS, Attr, Graph, Op, Shape, Sym, Value, Weight
-from tscompile.lower import FUNCTIONS, METHODS, MODULES
+from tscompile.lower import MODULES
+from tscompile.lower_functions import FUNCTIONS, METHODS
 from tscompile.mesh import Mesh
 from tscompile.models import calling_line, shown, user_code
 from tscompile.nn import Boundary
