@@ -10,7 +10,7 @@ from torch import nn
 
 from tscompile.errors import CompileError
 from tscompile.ir import Attr, Shape, Sym, Value, Weight
-from tscompile.lower_functions import embedding, gelu, rms_norm
+from tscompile.lower_functions import embedding, gelu, reshape, rms_norm
 from tscompile.nn import Experts, LatentAttention, PagedAttention, RotaryEmbedding, Routing
 from tscompile.ops.base import text_of
 from tscompile.recipe import Arange, Checkpoint, Origin, RopeTable, Slice, Stack
