@@ -168,11 +168,10 @@ void Executor::Impl::bind() {
       pointers.push_back(pointer);
     }
     Bound &bound = launches.emplace_back();
-    if (launch.collective) {
-      const bool staged = BoundCollective::staging_bytes(*launch.collective, program.limits) > 0;
+    if (const std::optional<Collective> &collective = launch.collective) {
+      const bool staged = BoundCollective::staging_bytes(*collective, program.limits) > 0;
       const int32_t half = staged ? num_staged++ % 2 : 0;
-      bound.collective.emplace(*launch.collective, plan->mesh(), program.rank, ranks.group.get(), half, first[0],
-                               first[1]);
+      bound.collective.emplace(*collective, plan->mesh(), program.rank, ranks.group.get(), half, first[0], first[1]);
     } else {
       bound.kernel = kernels.find(launch.kernel);
       bound.args = {&batch, first};

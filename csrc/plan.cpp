@@ -216,6 +216,7 @@ void Plan::Impl::hash_weights(const std::vector<std::string_view> &names) const 
     const Digest *wanted;
   };
   std::vector<Work> work;
+  work.reserve(names.size());
   for (const std::string_view name : names) {
     work.push_back(
         {name, contents.entries.find(name)->second.bytes, &contents.manifest.entries.find(name)->second.sha256});
