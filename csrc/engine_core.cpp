@@ -217,7 +217,7 @@ void EngineCore::run(Batch &&batch) {
 
 void EngineCore::sample(const Batch &batch, const Logits &logits) {
   const auto vocab_size = static_cast<size_t>(options_.vocab_size);
-  rows_.share(batch.num_logits(), [&](int32_t row, int thread) {
+  const auto job = [&](int32_t row, int thread) {
     const Sequence &sequence = batch.sequence(row);
     Sampled &sampled = sampled_[static_cast<size_t>(row)];
     try {
@@ -228,7 +228,8 @@ void EngineCore::sample(const Batch &batch, const Logits &logits) {
       sampled = {};
       sampled.error = std::string("sampling failed: ") + e.what();
     }
-  });
+  };
+  rows_.share(batch.num_logits(), std::ref(job));  // by reference: a step allocates nothing for it
   outcomes_.clear();
   for (int32_t i = 0; i < batch.num_logits(); ++i) {
     const Sequence &sequence = batch.sequence(i);

@@ -175,16 +175,13 @@ def test_ranks_die_with_rank_0(serve: Callable[..., Server]) -> None:
     assert all(gone(pid) for pid in pids)
 
 
+def command(executable: Path, plan: Path, rank_timeout: str) -> list[str]:
+    ids = ",".join(map(str, PROMPT))
+    return [str(executable), "generate", str(plan), "--ids", ids, "--rank-timeout", rank_timeout]
+
+
 def test_a_stopped_rank_is_named_at_start(executable: Path, plans: Callable[[int], Path]) -> None:
-    words = [
-        str(executable),
-        "generate",
-        str(plans(2)),
-        "--ids",
-        ",".join(map(str, PROMPT)),
-        "--rank-timeout",
-        "2",
-    ]
+    words = command(executable, plans(2), rank_timeout="2")
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (pids := children(process.pid)):
         assert process.poll() is None
@@ -196,15 +193,7 @@ def test_a_stopped_rank_is_named_at_start(executable: Path, plans: Callable[[int
 
 
 def test_a_rank_that_does_not_come_is_named(executable: Path, plans: Callable[[int], Path]) -> None:
-    words = [
-        str(executable),
-        "generate",
-        str(plans(4)),
-        "--ids",
-        ",".join(map(str, PROMPT)),
-        "--rank-timeout",
-        "0.5",
-    ]
+    words = command(executable, plans(4), rank_timeout="0.5")
     place = {"RANK": "0", "WORLD_SIZE": "4", "MASTER_PORT": str(os.getpid())}
     done = subprocess.run(words, env=os.environ | place, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -126,7 +126,7 @@ pub enum Finish {
     Error(String),
 }
 
-type Sender = mpsc::UnboundedSender<(usize, Event)>;
+pub type Sender = mpsc::UnboundedSender<(usize, Event)>;
 
 /// An open engine, and the thread that hands its events out. It lives as long as the process: see [`Engine::open`].
 pub struct Engine {
@@ -220,7 +220,7 @@ impl Engine {
         }
     }
 
-    fn submit(&self, request: &Request, sender: &Sender, index: usize) -> Result<u64, EngineError> {
+    pub fn submit(&self, request: &Request, sender: &Sender, index: usize) -> Result<u64, EngineError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let raw = ffi::ts_request {
             size: size_of::<ffi::ts_request>() as u32,
@@ -259,7 +259,7 @@ impl Engine {
         })
     }
 
-    fn cancel(&self, id: u64) {
+    pub fn cancel(&self, id: u64) {
         self.routes().remove(&id);
         unsafe { ffi::ts_engine_cancel(self.raw.as_ptr(), id) }
     }
@@ -341,71 +341,5 @@ impl Stats {
     pub fn context(&self) -> u32 {
         let cache = i64::from(self.0.num_pages) * i64::from(self.0.page_size) + 1;
         u32::try_from(cache.min(i64::from(self.0.max_context))).unwrap_or(0)
-    }
-}
-
-/// Requests of one caller, and their events in one stream. Dropping it cancels what still runs.
-pub struct Run {
-    engine: &'static Engine,
-    sender: Sender,
-    receiver: mpsc::UnboundedReceiver<(usize, Event)>,
-    /// Ids of the requests by index; None once its last event was taken, or it was cancelled.
-    live: Vec<Option<u64>>,
-}
-
-impl Run {
-    pub fn new(engine: &'static Engine) -> Run {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        Run { engine, sender, receiver, live: Vec::new() }
-    }
-
-    /// Adds a request; its events carry its index: 0, 1, 2, ...
-    pub fn submit(&mut self, request: &Request) -> Result<(), EngineError> {
-        let id = self.engine.submit(request, &self.sender, self.live.len())?;
-        self.live.push(Some(id));
-        Ok(())
-    }
-
-    /// Ends one request; no more of its events come.
-    pub fn cancel(&mut self, index: usize) {
-        if let Some(id) = self.live[index].take() {
-            self.engine.cancel(id);
-        }
-    }
-
-    /// The next event of any live request; None when all have finished.
-    pub async fn next(&mut self) -> Option<(usize, Event)> {
-        while self.live.iter().any(Option::is_some) {
-            // `sender` keeps the channel open.
-            let (index, event) = self.receiver.recv().await?;
-            if let Some(event) = self.take(index, event) {
-                return Some((index, event));
-            }
-        }
-        None
-    }
-
-    /// An event that is there already.
-    pub fn try_next(&mut self) -> Option<(usize, Event)> {
-        loop {
-            let (index, event) = self.receiver.try_recv().ok()?;
-            if let Some(event) = self.take(index, event) {
-                return Some((index, event));
-            }
-        }
-    }
-
-    fn take(&mut self, index: usize, event: Event) -> Option<Event> {
-        self.live[index]?;
-        if matches!(event, Event::Finished(_)) {
-            self.live[index] = None;
-        }
-        Some(event)
-    }
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        (0..self.live.len()).for_each(|index| self.cancel(index));
     }
 }

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::engine::{EngineError, Event, Finish, Run};
+use crate::engine::{EngineError, Event, Finish};
 use crate::metrics::Metrics;
 use crate::model::{Model, Tokens, random_seed};
 use crate::output::{Delta, Output};
 use crate::request::Params;
+use crate::run::Run;
 
 /// Token counts of one request, as OpenAI reports them: each prompt counts once, however many outputs it has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

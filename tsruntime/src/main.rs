@@ -15,6 +15,7 @@ mod output;
 mod plan;
 mod ranks;
 mod request;
+mod run;
 mod server;
 
 use std::process::ExitCode;

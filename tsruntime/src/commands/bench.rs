@@ -8,10 +8,11 @@ use serde_json::{Value, json};
 
 use super::{block_on, ms, rate};
 use crate::cli::BenchArgs;
-use crate::engine::{EngineError, Event, Finish, Request, Run};
+use crate::engine::{EngineError, Event, Finish, Request};
 use crate::error::{Exit, Failure};
 use crate::model::{LoadOptions, Model};
 use crate::request::Sampling;
+use crate::run::Run;
 
 /// Tokens of the prompt whose first token ends the start: enough to be a prompt, too few to measure prefill by.
 const START_PROMPT: u32 = 16;

@@ -9,11 +9,12 @@ use serde_json::{Value, json};
 
 use super::{block_on, lines, ms, rate};
 use crate::cli::GenerateArgs;
-use crate::engine::{EngineError, Event, Finish, Run, Token};
+use crate::engine::{EngineError, Event, Finish, Token};
 use crate::error::{ApiError, Failure};
 use crate::model::{Model, random_seed};
 use crate::output::{Delta, FinishReason, Output};
 use crate::request::{self, GenerateRequest};
+use crate::run::Run;
 
 pub fn generate(arguments: &GenerateArgs, started: Instant) -> Result<(), Failure> {
     let model = Arc::new(Model::load(&arguments.plan, &arguments.engine.options())?);
