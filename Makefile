@@ -64,12 +64,15 @@ engine: $(VENV)/.ready
 	@$(BIN)/cmake -S . -B build/release $(CMAKE_FLAGS) --log-level=NOTICE
 	@$(BIN)/cmake --build build/release -j $(JOBS)
 
+# What takes this long hangs: it is ended and named.
+STUCK_S := 300
+
 .PHONY: test
 test: build engine
 	$(call say,C++ tests)
-	@$(BIN)/ctest --test-dir build/release --output-on-failure -j $(JOBS) --progress
+	@$(BIN)/ctest --test-dir build/release --output-on-failure -j $(JOBS) --timeout $(STUCK_S) --progress
 	$(call say,Rust tests)
-	@cargo test --manifest-path tsruntime/Cargo.toml --workspace --locked --release --quiet
+	@timeout 1200 cargo test --manifest-path tsruntime/Cargo.toml --workspace --locked --release --quiet
 	$(call say,Python and end-to-end tests)
 	@$(BIN)/python -m pytest tests --durations=15
 
@@ -95,7 +98,7 @@ sanitize: $(VENV)/.ready
 	  printf '\033[1m==> C++ tests under -fsanitize=%s\033[0m\n' $$s; \
 	  $(BIN)/cmake -S . -B build/$${s%%,*} $(CMAKE_FLAGS) -DTS_SANITIZE=$$s --log-level=NOTICE; \
 	  $(BIN)/cmake --build build/$${s%%,*} -j $(JOBS); \
-	  $(BIN)/ctest --test-dir build/$${s%%,*} --output-on-failure -j $(JOBS) --progress; \
+	  $(BIN)/ctest --test-dir build/$${s%%,*} --output-on-failure -j $(JOBS) --timeout $(STUCK_S) --progress; \
 	done
 
 planted: engine

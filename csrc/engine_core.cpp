@@ -2,6 +2,8 @@
 
 #include <chrono>
 #include <exception>
+#include <string>
+#include <thread>
 #include <utility>
 
 #include "check.h"
@@ -36,6 +38,16 @@ Event finished_event(uint64_t id, ts_finish finish, int32_t num_cached, std::str
   return event;
 }
 
+std::string what(const std::exception_ptr &exception) {
+  try {
+    std::rethrow_exception(exception);
+  } catch (const std::exception &e) {
+    return e.what();
+  } catch (...) {
+    return "an unknown exception";
+  }
+}
+
 }  // namespace
 
 // ---- callers' threads -----------------------------------------------------------------------------------------------
@@ -48,7 +60,7 @@ EngineCore::EngineCore(const EngineOptions &options, RunStep run, SharedRows row
       events_(static_cast<size_t>(options.max_events)),
       scheduler_(std::make_unique<Scheduler>(options.scheduler)),
       samplers_(static_cast<size_t>(rows_.num_threads), Sampler(options.vocab_size)),
-      sampled_(static_cast<size_t>(options.scheduler.max_seqs)) {
+      rows_sampled_(static_cast<size_t>(options.scheduler.max_seqs)) {
   published_.num_pages = published_.num_pages_free = options.scheduler.num_pages;
   outcomes_.reserve(static_cast<size_t>(options.scheduler.max_seqs));
   thread_ = std::thread([this] { loop(); });
@@ -140,21 +152,26 @@ void EngineCore::stats(ts_stats &stats) const {
 // ---- step thread ----------------------------------------------------------------------------------------------------
 
 void EngineCore::loop() {
-  bool open = true;
-  while (open) {
+  std::exception_ptr thrown;  // by the turn before
+  for (bool open = true; open || thrown;) {
     try {
+      if (thrown) {
+        start_over(thrown);
+        thrown = nullptr;
+        continue;
+      }
       events_.wait_for_room();
       open = drain();
-      if (const std::string reason = failure(); !reason.empty()) {
-        start_over(reason);  // and end
+      if (!failure().empty()) {
+        start_over(nullptr);
         continue;
       }
       step();
       publish(scheduler_->num_running());
-    } catch (const std::exception &e) {
-      start_over(std::string("the engine had to start over: ") + e.what());
     } catch (...) {
-      start_over("the engine had to start over: an unknown exception");
+      // Not even memory for starting over: it is tried until there is some.
+      if (thrown) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      thrown = std::current_exception();
     }
   }
   options_.at_end();
@@ -219,21 +236,25 @@ void EngineCore::sample(const Batch &batch, const Logits &logits) {
   const auto vocab_size = static_cast<size_t>(options_.vocab_size);
   const auto job = [&](int32_t row, int thread) {
     const Sequence &sequence = batch.sequence(row);
-    Sampled &sampled = sampled_[static_cast<size_t>(row)];
+    RowSampled &out = rows_sampled_[static_cast<size_t>(row)];
     try {
-      sampled = samplers_[static_cast<size_t>(thread)].sample({logits.data + row * logits.stride, vocab_size},
-                                                              sequence.sampling, sequence.counts.counts(),
-                                                              static_cast<uint64_t>(sequence.num_outputs()));
-    } catch (const std::exception &e) {  // no memory for the candidates, say
-      sampled = {};
-      sampled.error = std::string("sampling failed: ") + e.what();
+      out.thrown = nullptr;
+      out.sampled = samplers_[static_cast<size_t>(thread)].sample({logits.data + row * logits.stride, vocab_size},
+                                                                  sequence.sampling, sequence.counts.counts(),
+                                                                  static_cast<uint64_t>(sequence.num_outputs()));
+    } catch (...) {  // no memory for the candidates, say; nor, then, for a message
+      out.thrown = std::current_exception();
     }
   };
   rows_.share(batch.num_logits(), std::ref(job));  // by reference: a step allocates nothing for it
   outcomes_.clear();
   for (int32_t i = 0; i < batch.num_logits(); ++i) {
     const Sequence &sequence = batch.sequence(i);
-    Sampled &sampled = sampled_[static_cast<size_t>(i)];
+    auto &[sampled, thrown] = rows_sampled_[static_cast<size_t>(i)];
+    if (thrown) {
+      sampled = {};
+      sampled.error = "sampling failed: " + what(thrown);
+    }
     if (sampled.error.empty()) {
       Event &event = outbox_.emplace_back();
       event.event.id = sequence.id;
@@ -252,17 +273,19 @@ void EngineCore::sample(const Batch &batch, const Logits &logits) {
   }
 }
 
-/// Publishes what has changed. A request's id is free again before its last event can be seen.
+/// Publishes what has changed, or throws and leaves every request in live_ that has no last event. A request's id is free
+/// again before its last event can be seen.
 void EngineCore::publish(int32_t num_running) {
   scheduler_->take_finished(finished_);
   for (const Finished &f : finished_) {
     outbox_.push_back(finished_event(f.id(), f.finish(), f.num_cached(), f.message()));
   }
+  events_.make_room(outbox_.size());
   const SchedulerCounters sums = sum_of(counters_before_, scheduler_->counters());
   {
     const std::lock_guard lock(mutex_);
-    for (const Finished &f : finished_) live_.erase(f.id());
     ts_stats &s = published_;
+    for (const Finished &f : finished_) s.num_finished += live_.erase(f.id());
     s.num_waiting = scheduler_->num_waiting();
     s.num_running = num_running;
     s.num_pages_free = scheduler_->pool().num_blank();
@@ -272,7 +295,6 @@ void EngineCore::publish(int32_t num_running) {
     s.num_cached_tokens = sums.num_cached_tokens;
     s.num_output_tokens = sums.num_output_tokens;
     s.num_preemptions = sums.num_preemptions;
-    s.num_finished = sums.num_finished;
     s.step_ns = step_ns_;
     s.schedule_ns = schedule_ns_;
   }
@@ -280,28 +302,35 @@ void EngineCore::publish(int32_t num_running) {
   events_.push(outbox_);
 }
 
-/// After an exception where none is expected (no memory for a table, say): the scheduler may be half-way through a
-/// change, so it is given up with the whole cache, and every request that it knew ends with `reason`. Those in the
-/// inbox are served, but for an engine that was abandoned.
-void EngineCore::start_over(const std::string &reason) {
-  counters_before_ = sum_of(counters_before_, scheduler_->counters());
-  outbox_.clear();
-  finished_.clear();
-  drained_.clear();
-  scheduler_.reset();
-  scheduler_ = std::make_unique<Scheduler>(options_.scheduler);
+/// After an exception where none is expected (no memory for a table, say), or when the engine was abandoned: the scheduler
+/// may be half-way through a change, so it is given up with the whole cache, and every request that it knew ends. Those in
+/// the inbox are served, but for an engine that was abandoned. If this throws, it is called again, and goes on where it was.
+void EngineCore::start_over(const std::exception_ptr &thrown) {
+  if (scheduler_) {
+    counters_before_ = sum_of(counters_before_, scheduler_->counters());
+    outbox_.clear();
+    finished_.clear();
+    drained_.clear();
+    scheduler_.reset();
+  }
+  std::string reason = failure();
+  if (reason.empty()) reason = "the engine had to start over: " + what(thrown);
   {
     const std::lock_guard lock(mutex_);
     for (auto it = live_.begin(); it != live_.end();) {
       if (it->second.drained) {
         outbox_.push_back(finished_event(it->first, TS_FINISH_ERROR, 0, reason));
         it = live_.erase(it);
-        ++counters_before_.num_finished;
+        ++published_.num_finished;
       } else {
         ++it;
       }
     }
   }
+  events_.make_room(outbox_.size());
+  auto scheduler = std::make_unique<Scheduler>(options_.scheduler);
+  events_.push(outbox_);
+  scheduler_ = std::move(scheduler);
   publish(0);
 }
 

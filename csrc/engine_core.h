@@ -2,6 +2,7 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -85,15 +86,19 @@ class EngineCore {
     bool cancelled = false;
   };
 
+  struct RowSampled {
+    Sampled sampled;
+    std::exception_ptr thrown;
+  };
+
   void check_room() const;  // with mutex_ held
   void loop();
   bool drain();
   void step();
   void run(Batch &&batch);
   void sample(const Batch &batch, const Logits &logits);
-  void collect_finished();
   void publish(int32_t num_running);
-  void start_over(const std::string &reason);
+  void start_over(const std::exception_ptr &thrown);
 
   const EngineOptions options_;
   const RequestLimits limits_;
@@ -111,9 +116,9 @@ class EngineCore {
   ts_stats published_{};
 
   // The step thread's own.
-  std::unique_ptr<Scheduler> scheduler_;
-  std::vector<Sampler> samplers_;  // one a thread
-  std::vector<Sampled> sampled_;   // one a row
+  std::unique_ptr<Scheduler> scheduler_;  // none while it starts over
+  std::vector<Sampler> samplers_;         // one a thread
+  std::vector<RowSampled> rows_sampled_;
   std::vector<Message> drained_;
   std::vector<Outcome> outcomes_;
   std::vector<Event> outbox_;

@@ -10,7 +10,16 @@ namespace ts {
 
 void EventQueue::wait_for_room() {
   std::unique_lock lock(mutex_);
-  room_.wait(lock, [this] { return queue_.size() < bound_ || !bounded_; });
+  room_.wait(lock, [this] { return queue_.size() - begin_ < bound_ || !bounded_; });
+}
+
+void EventQueue::make_room(size_t count) {
+  const std::lock_guard lock(mutex_);
+  if (begin_ >= queue_.size() - begin_) {  // each event moves once at most, on average
+    queue_.erase(queue_.begin(), queue_.begin() + static_cast<std::ptrdiff_t>(begin_));
+    begin_ = 0;
+  }
+  if (queue_.size() + count > queue_.capacity()) queue_.reserve(2 * (queue_.size() + count));
 }
 
 void EventQueue::push(std::vector<Event> &events) {
@@ -39,19 +48,19 @@ void EventQueue::close() {
 int32_t EventQueue::poll(ts_event *events, int32_t capacity, int32_t timeout_ms) {
   std::unique_lock lock(mutex_);
   ++num_polling_;
-  const auto ready = [this] { return !queue_.empty() || closed_; };
+  const auto ready = [this] { return begin_ < queue_.size() || closed_; };
   if (timeout_ms < 0) {
     arrived_.wait(lock, ready);
   } else {
     arrived_.wait_for(lock, std::chrono::milliseconds(timeout_ms), ready);
   }
-  const size_t count = std::min(queue_.size(), static_cast<size_t>(std::max(capacity, 0)));
-  const bool over = closed_ && queue_.empty();
+  --num_polling_;  // it leaves with the lock
+  left_.notify_all();
+  const size_t count = std::min(queue_.size() - begin_, static_cast<size_t>(std::max(capacity, 0)));
+  const bool over = closed_ && begin_ == queue_.size();
   delivered_.clear();
-  for (size_t i = 0; i < count; ++i) {
-    delivered_.push_back(std::move(queue_.front()));
-    queue_.pop_front();
-  }
+  delivered_.reserve(count);
+  for (size_t i = 0; i < count; ++i) delivered_.push_back(std::move(queue_[begin_++]));
   for (size_t i = 0; i < count; ++i) {  // now that they do not move any more
     const Event &from = delivered_[i];
     events[i] = from.event;
@@ -60,9 +69,7 @@ int32_t EventQueue::poll(ts_event *events, int32_t capacity, int32_t timeout_ms)
     events[i].top_logprobs = from.top_logprobs.data();
     events[i].message = from.message.c_str();
   }
-  --num_polling_;
   room_.notify_one();
-  left_.notify_all();
   return over ? -1 : static_cast<int32_t>(count);
 }
 

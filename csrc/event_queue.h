@@ -2,7 +2,6 @@
 
 #include <condition_variable>
 #include <cstdint>
-#include <deque>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -25,10 +24,12 @@ class EventQueue {
  public:
   explicit EventQueue(size_t bound) : bound_(bound) {}
 
-  void wait_for_room();                   ///< returns at once after open_bound()
-  void push(std::vector<Event> &events);  ///< moves them in and clears the vector; never waits
-  void open_bound();                      ///< nobody waits for room any more
-  void close();                           ///< no push follows; pollers take what is left, then -1
+  void wait_for_room();          ///< returns at once after open_bound()
+  void make_room(size_t count);  ///< of memory, for that many more; throws std::bad_alloc
+  void push(
+      std::vector<Event> &events);  ///< moves them in and clears the vector; neither waits nor throws after make_room
+  void open_bound();                ///< nobody waits for room any more
+  void close();                     ///< no push follows; pollers take what is left, then -1
 
   /// As ts_engine_poll. What the events point to lives until the next call.
   int32_t poll(ts_event *events, int32_t capacity, int32_t timeout_ms);
@@ -40,7 +41,8 @@ class EventQueue {
   std::condition_variable arrived_;
   std::condition_variable room_;
   std::condition_variable left_;
-  std::deque<Event> queue_;
+  std::vector<Event> queue_;  // from begin_ on
+  size_t begin_ = 0;
   std::vector<Event> delivered_;  // by the last poll
   size_t bound_;
   int num_polling_ = 0;

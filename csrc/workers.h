@@ -46,12 +46,12 @@ class Workers {
   template <class Job>
   void run(Job &job) {
     run_erased([](void *context, int thread, int num_threads,
-                  Barrier &barrier) { (*static_cast<Job *>(context))(thread, num_threads, barrier); },
+                  Barrier &barrier) noexcept { (*static_cast<Job *>(context))(thread, num_threads, barrier); },
                &job);
   }
 
  private:
-  using Call = void (*)(void *context, int thread, int num_threads, Barrier &barrier);
+  using Call = void (*)(void *context, int thread, int num_threads, Barrier &barrier) noexcept;
 
   void run_erased(Call call, void *context);
   void work(int thread);

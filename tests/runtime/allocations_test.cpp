@@ -11,7 +11,7 @@
 // NOLINTBEGIN(cppcoreguidelines-no-malloc). Not inlined, so that g++ does not see free() meet operator new.
 __attribute__((noinline)) void *operator new(size_t size) {
   ++allocations::count;
-  if (allocations::num_to_fail > 0) {
+  if (allocations::num_to_fail > 0 && allocations::num_to_pass-- <= 0) {
     --allocations::num_to_fail;
     throw std::bad_alloc();
   }

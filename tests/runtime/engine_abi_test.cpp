@@ -81,7 +81,11 @@ TEST_F(EngineAbi, ServesAndCounts) {
     for (int32_t i = 0; i < n; ++i) {
       const ts_event &e = events[static_cast<size_t>(i)];
       if (e.kind == TS_EVENT_FINISHED) {
-        EXPECT_EQ(e.finish, e.id == 4 ? TS_FINISH_CANCELLED : TS_FINISH_LENGTH) << e.message;
+        if (e.id != 4 || num_tokens[4] == 40) {  // it may have been done before it was cancelled
+          EXPECT_EQ(e.finish, TS_FINISH_LENGTH) << e.message;
+        } else {
+          EXPECT_EQ(e.finish, TS_FINISH_CANCELLED) << e.message;
+        }
         ++ends[e.id];
         continue;
       }
@@ -94,7 +98,9 @@ TEST_F(EngineAbi, ServesAndCounts) {
   }
   for (uint64_t id = 1; id <= 6; ++id) {
     EXPECT_EQ(ends[id], 1);
-    EXPECT_EQ(num_tokens[id] == 40, id != 4);
+    if (id != 4) {
+      EXPECT_EQ(num_tokens[id], 40);
+    }
   }
   ts_stats stats{};
   stats.size = sizeof(stats);
@@ -256,13 +262,13 @@ TEST_F(RanksAbi, ServeAndEnd) {
 TEST_F(RanksAbi, FailRequestsWhenOneDies) {
   ASSERT_EQ(ts_engine_open(plan_, &options_, &engine_, &error_), TS_OK) << error_.message;
   const std::string died = "rank 1 (process " + std::to_string(follower_) + ") died";
+  kill(follower_, SIGSTOP);               // so that nothing is done before it dies
   for (uint64_t id = 1; id <= 9; ++id) {  // more than run at once
     const ts_request r = request(id, prompt_, 120);
     ASSERT_EQ(ts_engine_submit(engine_, &r, &error_), TS_OK) << error_.message;
   }
-  std::vector<ts_event> events(16);
-  ASSERT_GT(ts_engine_poll(engine_, events.data(), 1, 30000), 0);
   kill(follower_, SIGKILL);
+  std::vector<ts_event> events(16);
   int num_ends = 0, num_failed = 0;
   for (int32_t n = 0; (n = ts_engine_poll(engine_, events.data(), 16, 30000)) >= 0;) {
     ASSERT_GT(n, 0);
@@ -276,7 +282,7 @@ TEST_F(RanksAbi, FailRequestsWhenOneDies) {
     }
   }
   EXPECT_EQ(num_ends, 9);
-  EXPECT_GT(num_failed, 0);
+  EXPECT_EQ(num_failed, 9);
   EXPECT_EQ(ts_engine_failure(engine_, &error_), TS_LOST_RANK);
   EXPECT_EQ(error_.message, died);
   const ts_request late = request(100, prompt_, 1);

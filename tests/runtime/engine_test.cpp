@@ -10,6 +10,7 @@
 #include <latch>
 #include <map>
 #include <memory>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -308,29 +309,48 @@ TEST(Engine, AStepThatThrowsEndsItsRequestsWithAnError) {
   engine.expect_solo(request(2, 4, 10));
 }
 
-TEST(Engine, OutOfMemoryEndsRequestsAndNotTheProcess) {
+// Whatever allocation of the step thread fails, and if the next ones, on the way out, fail too: requests end with an error
+// or as they should, and the engine goes on.
+TEST(Engine, OutOfMemoryAnywhereEndsRequestsAndNotTheProcess) {
   if (!allocations::kReplaced) GTEST_SKIP() << "a sanitizer has its own operator new";
-  for (int num_to_fail = 1; num_to_fail <= 2; ++num_to_fail) {  // two: the way out of the first finds no memory either
-    std::atomic<int> steps = 0;
-    Engine engine(toy::small(), [&](const ts_batch &batch) {
-      EXPECT_GE(batch.num_logits, 1);
-      if (++steps == 3) allocations::num_to_fail = num_to_fail;
-    });
-    toy::Request first = request(1, 4, 10);
-    first.num_logprobs = 2;
-    engine.submit(first);
-    engine.submit(request(2, 4, 10));
-    engine.collect(2);
-    EXPECT_EQ(engine.results[1].finish, TS_FINISH_ERROR);
-    EXPECT_EQ(engine.results[2].finish, TS_FINISH_ERROR);
-    EXPECT_NE(engine.results[1].message.find(num_to_fail == 1 ? "the step failed" : "had to start over"),
-              std::string::npos)
-        << engine.results[1].message;
-    engine.submit(request(3, 4, 10));
-    engine.collect(1);
-    engine.expect_solo(request(3, 4, 10));
-    EXPECT_EQ(engine.stats().num_finished, 3);
+  std::set<std::string> said;
+  for (const int num_to_fail : {1, 2, 5}) {
+    for (int num_to_pass = 0; num_to_pass < 40; ++num_to_pass) {
+      std::latch submitted(1);
+      std::atomic<bool> calm = false;
+      int steps = 0;
+      Engine engine(toy::small(), [&](const ts_batch &) {
+        submitted.wait();
+        ++steps;
+        if (steps == 3) allocations::num_to_pass = num_to_pass;
+        if (steps == 3) allocations::num_to_fail = num_to_fail;
+        if (calm) allocations::num_to_fail = 0;
+      });
+      toy::Request first = request(1, 4, 10);
+      first.num_logprobs = 2;
+      engine.submit(first);
+      engine.submit(request(2, 4, 10));
+      submitted.count_down();
+      engine.collect(2);
+      for (const uint64_t id : {1, 2}) {
+        if (engine.results[id].finish == TS_FINISH_ERROR) {
+          const std::string &message = engine.results[id].message;
+          EXPECT_NE(message.find(": std::bad_alloc"), std::string::npos) << message;
+          said.insert(message.substr(0, message.find(':')));
+        } else {
+          engine.expect_solo(request(id, 4, 10));
+        }
+      }
+      calm = true;
+      engine.submit(request(3, 4, 10));  // the first step makes it calm
+      engine.collect(1);
+      engine.submit(request(4, 4, 10));
+      engine.collect(1);
+      engine.expect_solo(request(4, 4, 10));
+      EXPECT_EQ(engine.stats().num_finished, 4);
+    }
   }
+  EXPECT_EQ(said, (std::set<std::string>{"sampling failed", "the engine had to start over", "the step failed"}));
 }
 
 TEST(Engine, NanLogitsEndOneRequest) {
