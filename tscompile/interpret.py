@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tscompile.errors import InternalError
 from tscompile.ir import Graph, Group, Op, Sym, Value
 from tscompile.mesh import Mesh, token_starts
 from tscompile.ops import lookup
@@ -131,6 +132,11 @@ class Sequences:
     parts."""
 
     def __init__(self, page_size: int, num_slots: int, owners: int = 1) -> None:
+        if num_slots % (page_size * owners):
+            raise InternalError(
+                f"{num_slots} slots for {owners} owners of pages of {page_size}: wanted a multiple of "
+                f"{page_size * owners}"
+            )
         self.page_size = page_size
         pages = sorted(range(num_slots // page_size), key=lambda page: (page * 7919) % 10007)
         self.free = [[p for p in pages if p * page_size * owners // num_slots == r] for r in range(owners)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import random
 from pathlib import Path
 
 import pytest
@@ -101,50 +99,6 @@ def test_every_rank_gives_what_one_gives(
     every = padded[..., : one.shape[-1]]
     assert every.shape[0] == ranks
     assert float((every - one).abs().max() / one.abs().max()) < 1e-5
-
-
-FAMILIES = {
-    "llama": {"num_key_value_heads": 2, "vocab_size": 509},
-    "mistral": {"sliding_window": 40, "num_key_value_heads": 4},
-    "qwen3": {"head_dim": 32, "num_key_value_heads": 1, "tie_word_embeddings": True},
-}
-MESHES = ["tp=2", "tp=4", "tp=8", "dp=2", "dp=8", "dp=2 tp=2", "dp=2 tp=4", "dp=4 tp=2", "ep=4 tp=2"]
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp(request.param)
-    config = {"num_attention_heads": 8, "num_hidden_layers": 1, **FAMILIES[request.param]}
-    saved(Spec(request.param, config), folder)
-    return folder
-
-
-def steps_of(seed: int) -> list[dict[str, list[int]]]:
-    """Steps of some sequences, each of some tokens: numbers that no number of ranks divides for long."""
-    rng = random.Random(seed)
-    return [
-        {name: [rng.randrange(300) for _ in range(rng.choice([1, 1, 2, 7, 13]))] for name in names}
-        for names in (rng.sample("abcdefghijk", rng.randint(1, 11)) for _ in range(3))
-    ]
-
-
-@pytest.mark.parametrize("mesh", MESHES)
-def test_every_family_on_every_mesh(family: Path, mesh: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several sequences, tokens sharded wherever that is cheaper. Prints the seed if it fails."""
-    sizes = {axis: int(size) for axis, size in (part.split("=") for part in mesh.split())}
-    seed = len(mesh) + sum(sizes.values())
-    print(f"seed {seed}")
-    one = captured(family)
-    monkeypatch.setattr(propagate, "prices_of", lambda _: PRICES["fast links, tokens sharded"])
-    found, expected = ([], [])  # type: list[torch.Tensor], list[torch.Tensor]
-    for build, logits in ((captured(family, **sizes), found), (one, expected)):
-        interpreter = Interpreter(build.graph, build.checkpoint.read, NUM_SLOTS, build.mesh)
-        sequences = Sequences(PAGE_SIZE, NUM_SLOTS, sizes.get("dp", 1))
-        for step in steps_of(seed):
-            logits.append(torch.stack([rank[0] for rank in interpreter.run(sequences.batch(step))]))
-    for ours, whole in zip(found, expected, strict=True):
-        assert ours.shape[0] == math.prod(sizes.values())
-        assert float((ours[..., : whole.shape[-1]] - whole).abs().max() / whole.abs().max()) < 1e-5
 
 
 def test_heads_that_cannot_be_shared_out(tmp_path: Path) -> None:

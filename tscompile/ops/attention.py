@@ -7,7 +7,7 @@ tensors indexed by slot. Kernels lay it out as ARCHITECTURE.md says, "The KV cac
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,20 @@ def context_slots(page_table: Tensor, length: int, page_size: int) -> Tensor:
     """i64[length]: where the keys of a sequence lie, page_table being its row."""
     keys = torch.arange(length)
     return page_table.long()[keys // page_size] * page_size + keys % page_size
+
+
+def own_sequences(
+    context: RankContext, num_tokens: int, arrays: Sequence[Tensor], page_size: int
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Of each sequence whose tokens the rank has (it has num_tokens): their rows, where the keys of its
+    context lie, and its tokens' positions, [Q, 1]. arrays: as ARRAYS has them."""
+    positions, query_start, context_len, page_table = arrays
+    first, end = context.tokens or (0, num_tokens)
+    for s, length in enumerate(context_len.tolist()):
+        start, stop = query_start[s : s + 2].tolist()
+        if first <= start < end:
+            slots = context_slots(page_table[s], length, page_size)
+            yield slice(start - first, stop - first), slots, positions[start:stop].long()[:, None]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float) -> Tensor:
@@ -186,18 +200,13 @@ def _attention_factors(inputs: Sequence[Value], outputs: Sequence[Value], attrs:
 
 
 def _attention_reference(context: RankContext, inputs: list[Any], attrs: Attrs) -> list[Tensor]:
-    q, state, positions, query_start, context_len, page_table = inputs
+    q, state, *arrays = inputs
     page_size, window, scale = integer(attrs, "page_size"), integer(attrs, "window"), number(attrs, "scale")
     out = torch.zeros(q.shape, dtype=torch.float32)
     repeat = q.shape[1] // state.k.shape[1]
-    first, end = context.tokens or (0, q.shape[0])
-    for s in range(context_len.numel()):
-        if not first <= int(query_start[s]) < end:  # another rank's
-            continue
-        rows = slice(int(query_start[s]) - first, int(query_start[s + 1]) - first)
-        slots = context_slots(page_table[s], int(context_len[s]), page_size)
+    for rows, slots, at in own_sequences(context, len(q), arrays, page_size):
         k, v = (half[slots].float().repeat_interleave(repeat, dim=1) for half in (state.k, state.v))
-        keys, at = torch.arange(len(slots)), positions[first:][rows].long()[:, None]
+        keys = torch.arange(len(slots))
         seen = (keys <= at) & (keys > at - window) if window else keys <= at
         out[rows] = attend(q[rows], k, v, seen, scale)
     return [out]

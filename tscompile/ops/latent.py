@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tscompile.ir import Op, Value, Weight
-from tscompile.ops.attention import ARRAYS, attend, context_slots, row_bytes, visible
+from tscompile.ops.attention import ARRAYS, attend, own_sequences, row_bytes, visible
 from tscompile.ops.base import (
     Attrs,
     Expansion,
@@ -87,7 +87,7 @@ def _latent_write(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
 
 
 def _latent_write_factors(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs) -> Rule:
-    return Rule("., . ., . -> .")
+    return Rule("., t ., t -> .", owned="t")
 
 
 def _latent_write_reference(context: RankContext, inputs: list[Any], attrs: Attrs) -> list[Any]:
@@ -127,19 +127,18 @@ def _latent_attention(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
 
 
 def _latent_attention_factors(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs) -> Rule:
-    return Rule(". h ., ., ., ., ., . . -> . h .")
+    return Rule("t h ., ., ., ., ., . . -> t h .", owned="t")
 
 
 def _latent_attention_reference(context: RankContext, inputs: list[Any], attrs: Attrs) -> list[Tensor]:
-    q, state, positions, query_start, context_len, page_table = inputs
+    q, state, *arrays = inputs
     rank, page_size, scale = integer(attrs, "rank"), integer(attrs, "page_size"), number(attrs, "scale")
     out = torch.zeros((*q.shape[:2], rank), dtype=torch.float32)
-    for s in range(context_len.numel()):
-        rows = slice(int(query_start[s]), int(query_start[s + 1]))
-        keys = state.k[context_slots(page_table[s], int(context_len[s]), page_size)].float()[:, None]
-        seen = torch.arange(len(keys)) <= positions[rows].long()[:, None]
-        heads = [-1, q.shape[1], -1]
-        out[rows] = attend(q[rows], keys.expand(heads), keys[..., :rank].expand(heads), seen, scale)
+    heads = [-1, q.shape[1], -1]
+    for rows, slots, at in own_sequences(context, len(q), arrays, page_size):
+        keys = state.k[slots].float()[:, None]
+        values = keys[..., :rank].expand(heads)
+        out[rows] = attend(q[rows], keys.expand(heads), values, torch.arange(len(slots)) <= at, scale)
     return [out]
 
 
@@ -203,24 +202,23 @@ def _mla(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
 
 
 def _mla_factors(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs) -> Rule:
-    return Rule(". h ., . h ., ., h ., ., ., ., . . -> . h .", {"h": _mla_sizes(inputs)[0]})
+    heads = _mla_sizes(inputs)[0]
+    return Rule("t h ., t h ., ., h ., ., ., ., . . -> t h .", {"h": heads}, owned="t")
 
 
 def _mla_reference(context: RankContext, inputs: list[Any], attrs: Attrs) -> list[Tensor]:
-    q_nope, q_rope, state, kv_b, positions, query_start, context_len, page_table = inputs
+    q_nope, q_rope, state, kv_b, *arrays = inputs
     page_size, scale = integer(attrs, "page_size"), number(attrs, "scale")
     heads, nope, rank = q_nope.shape[1], q_nope.shape[2], kv_b.shape[1]
     by_head = kv_b.float().view(heads, -1, rank)
     q = torch.cat([q_nope, q_rope], dim=-1)
     out = torch.zeros((*q.shape[:2], by_head.shape[1] - nope), dtype=torch.float32)
-    for s in range(context_len.numel()):
-        rows = slice(int(query_start[s]), int(query_start[s + 1]))
-        latent = state.k[context_slots(page_table[s], int(context_len[s]), page_size)].float()
+    for rows, slots, at in own_sequences(context, len(q), arrays, page_size):
+        latent = state.k[slots].float()
         decompressed = torch.einsum("kr,hdr->khd", latent[:, :rank], by_head)
         k_rope, v = latent[:, None, rank:].expand(-1, heads, -1), decompressed[..., nope:]
         k = torch.cat([decompressed[..., :nope], k_rope], dim=-1)
-        seen = torch.arange(len(latent)) <= positions[rows].long()[:, None]
-        out[rows] = attend(q[rows], k, v, seen, scale)
+        out[rows] = attend(q[rows], k, v, torch.arange(len(latent)) <= at, scale)
     return [out]
 
 
