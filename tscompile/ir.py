@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from tscompile.errors import CompileError, Source
 from tscompile.mesh import Mesh
@@ -198,6 +199,23 @@ class Graph:
         groups = [op for op in self.ops if isinstance(op, Group)]
         assert len(groups) == len(self.ops), "groups() before fuse"
         return groups
+
+    def copy(self) -> Graph:
+        """With values and ops of its own. Before `fuse`: ops, no groups."""
+        made = {id(value): copy(value) for value in self.values()}
+        weights = [made[id(w)] for w in self.weights]
+        ops = [
+            Op(
+                op.kind,
+                [made[id(v)] for v in op.inputs],
+                [made[id(v)] for v in op.outputs],
+                dict(op.attrs),
+                op.source,
+            )
+            for op in self.ops
+        ]
+        inputs, outputs = ([made[id(v)] for v in values] for values in (self.inputs, self.outputs))
+        return Graph(self.name, self.mesh, inputs, cast(list[Weight], weights), ops, outputs)
 
     def values(self) -> Iterator[Value]:
         """Inputs, weights, and every op's outputs, bodies included."""

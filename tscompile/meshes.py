@@ -8,7 +8,6 @@ meshes; no benchmark has set them.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from tscompile.passes import expand, fit, precision, propagate, reshard
 from tscompile.passes.capture import traced
 from tscompile.placement import parse_placement
 from tscompile.price import Prices, collective_of
+from tscompile.search import Earlier
 from tscompile.topology import topology_of
 
 
@@ -84,7 +84,7 @@ def _row(graph: Graph, options: Options, mesh: Mesh, load: Load, target: str) ->
     decode, prefill = (
         Prices.of(target, tokens, load.sequences, load.context) for tokens in (load.sequences, load.chunk)
     )
-    build = Build(options, cast(Any, None), mesh, copy.deepcopy(graph))
+    build = Build(options, cast(Any, None), mesh, graph.copy())
     build.graph.mesh = mesh
     try:
         fit.run(build)
@@ -93,7 +93,8 @@ def _row(graph: Graph, options: Options, mesh: Mesh, load: Load, target: str) ->
         return {**row, "why_not": str(error)}
     row |= _memory(build.graph, load) | {"notes": build.notes}
     reshard.run(build)
-    row |= _times(build.graph, decode, "decode") | _times(build.graph, prefill, "prefill")
+    cut = propagate.settled(build.graph, len(mesh.axes))
+    row |= _times(build.graph, cut, decode, "decode") | _times(build.graph, cut, prefill, "prefill")
     short = row["weights_bytes"] + row["kv_bytes"] - decode.topology.memory_bytes
     if short > 0:
         row["why_not"] = f"a rank lacks {inspect.size(int(short))} of memory"
@@ -115,9 +116,8 @@ def _bytes_a_token(state: Value) -> int:
     return math.prod(shape) * (2 if len(shape) > 1 else 1) * DTYPES[state.dtype]
 
 
-def _times(graph: Graph, prices: Prices, name: str) -> dict[str, float]:
+def _times(graph: Graph, cut: Earlier, prices: Prices, name: str) -> dict[str, float]:
     """Of one step: seconds in all, and of the collectives, and how many they are."""
-    cut = propagate.settled(graph, len(graph.mesh.axes))
     total = moving = 0.0
     count = 0
     for op in graph.ops:

@@ -70,7 +70,9 @@ class Search:
                 self.last_use[id(value)] = i
         self.last_use.update({id(v): len(graph.ops) for v in graph.outputs})
         self.made_by = {id(v): op for op in graph.ops for v in op.outputs}
-        self.moves: dict[tuple[int, Placement, Placement], float] = {}
+        self.brought: dict[
+            tuple[int, tuple[Placement, ...], Placement], tuple[float, tuple[Placement, ...]]
+        ] = {}
 
     def best(self) -> list[Strategy]:
         """One strategy an op, the cheapest together. CompileError if there is none."""
@@ -141,7 +143,7 @@ class Search:
         for index in range(start, stop):
             paths = self._step(index, paths)
         ends: Ends = []
-        for state, last in paths.items():
+        for state, last in without_dominated(paths).items():
             found, path = [], last
             while path.before is not None:
                 found.append(path.strategies[0])
@@ -154,18 +156,23 @@ class Search:
     def _step(self, index: int, paths: dict[State, Path]) -> dict[State, Path]:
         op = self.graph.ops[index]
         options = [(s, self._op_cost(op, s)) for s in self._strategies(op)]
+        inputs, outputs = ([id(v) for v in values] for values in (op.inputs, op.outputs))
+        last_use = self.last_use
         after: dict[State, Path] = {}
         for state, path in paths.items():
             live = dict(state)
+            kept = [(v, p) for v, p in state if last_use[v] > index and v not in inputs]
             for strategy, own in options:
-                cost, reached = path.cost + own, dict(live)
-                for value, wanted in zip(op.inputs, strategy.takes, strict=True):
-                    cost += self._bring(value, wanted, reached)
+                cost, reached = path.cost + own, dict[int, tuple[Placement, ...]]()
+                for value, name, wanted in zip(op.inputs, inputs, strategy.takes, strict=True):
+                    have = reached.get(name) or live.get(name, ())
+                    more, reached[name] = self._bring(value, wanted, have)
+                    cost += more
                 if cost == math.inf:
                     continue
-                for value, given in zip(op.outputs, strategy.gives, strict=True):
-                    reached[id(value)] = (given,)
-                key = tuple(sorted((v, p) for v, p in reached.items() if self.last_use.get(v, -1) > index))
+                reached.update((v, (given,)) for v, given in zip(outputs, strategy.gives, strict=True))
+                stays = [(v, p) for v, p in reached.items() if last_use.get(v, -1) > index]
+                key = tuple(sorted([*kept, *stays]))
                 if key not in after or cost < after[key].cost:
                     after[key] = Path(cost, (strategy,), path)
         if not after:
@@ -196,31 +203,36 @@ class Search:
         own = self.ranks if strategy.factor else 1
         return self.prices.op(op, parts * own, held * (own if cut else 1))
 
-    def _bring(self, value: Value, wanted: Placement, live: dict[int, tuple[Placement, ...]]) -> float:
-        """The cost of having `value` as `wanted`, noted in `live`. Weights are cut at build: what costs is to
-        hold them."""
-        have = live.get(id(value), ())
+    def _bring(
+        self, value: Value, wanted: Placement, have: tuple[Placement, ...]
+    ) -> tuple[float, tuple[Placement, ...]]:
+        """The cost of having `value` as `wanted` where it has been brought to `have` so far, and what that
+        becomes."""
+        key = (id(value), have, wanted)
+        if key not in self.brought:
+            self.brought[key] = self._brought(value, wanted, have)
+        return self.brought[key]
+
+    def _brought(
+        self, value: Value, wanted: Placement, have: tuple[Placement, ...]
+    ) -> tuple[float, tuple[Placement, ...]]:
+        """Weights are cut at build: what costs is to hold them."""
         if wanted in have:
-            return 0.0
+            return 0.0, have
         parts = self.earlier.parts(value)
         if isinstance(value, Weight):
-            live[id(value)] = tuple(sorted((*have, wanted), key=str))
-            if isinstance(wanted, Partial):
-                return math.inf
-            return self.prices.resident(value, parts * (1 if wanted == Replicate() else self.ranks))
+            held = parts * (1 if wanted == Replicate() else self.ranks)
+            cost = math.inf if isinstance(wanted, Partial) else self.prices.resident(value, held)
+            return cost, tuple(sorted((*have, wanted), key=str))
         if value.state:  # a KV cache lies as its first op wants it
-            live[id(value)] = have or (wanted,)
-            return math.inf if have else 0.0
-        have = have or (Replicate(),)  # every rank has the batch arrays
-        live[id(value)] = (have[0], *sorted((*have[1:], wanted), key=str))
-        key = (id(value), have[0], wanted)
-        if key not in self.moves:
-            self.moves[key] = self.prices.move(value, have[0], wanted, self.ranks, parts)
-        return self.moves[key]
+            return (math.inf, have) if have else (0.0, (wanted,))
+        source, *others = have or (Replicate(),)  # every rank has the batch arrays
+        cost = self.prices.move(value, source, wanted, self.ranks, parts)
+        return cost, (source, *sorted((*others, wanted), key=str))
 
     def _outputs_cost(self, state: State) -> float:
         live = dict(state)
-        return sum(self._bring(v, Replicate(), live) for v in self.graph.outputs)
+        return sum(self._bring(v, Replicate(), live.get(id(v), ()))[0] for v in self.graph.outputs)
 
     # --- why not ---
 
@@ -245,6 +257,25 @@ class Search:
     def _shardings(self, value: Value) -> list[Placement]:
         dims = [i for i, d in enumerate(value.shape) if isinstance(d, int) and d % self.ranks == 0]
         return [Replicate(), *(Shard(dim) for dim in dims)]
+
+
+def without_dominated(paths: dict[State, Path]) -> dict[State, Path]:
+    """Without the states that another makes needless: one where the same values come from the same
+    placements, brought to all of these and maybe to more, at no greater cost."""
+
+    def covers(a: State, b: State) -> bool:
+        return len(a) == len(b) and all(
+            v == w and have[0] == want[0] and set(have) >= set(want)
+            for (v, have), (w, want) in zip(a, b, strict=True)
+        )
+
+    kept: dict[State, Path] = {}
+    for state, path in sorted(
+        paths.items(), key=lambda item: (item[1].cost, -sum(len(p) for _, p in item[0]))
+    ):
+        if not any(covers(better, state) for better in kept):
+            kept[state] = path
+    return kept
 
 
 def renamed(state: State, old: int, new: int) -> State:

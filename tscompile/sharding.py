@@ -26,6 +26,11 @@ class Strategy:
     gives: tuple[Placement, ...]
 
 
+# The layers of a model are alike: what was found for one op holds for all of its signature.
+_known: dict[object, list[Strategy]] = {}
+_chosen: dict[object, Strategy] = {}
+
+
 def rule_of(op: Op) -> Rule:
     return lookup(op.kind).factors(op.inputs, op.outputs, op.attrs)
 
@@ -35,6 +40,20 @@ def strategies(
 ) -> list[Strategy]:
     """All that the op's rule allows over `ranks` ranks; replicated comes first. A boundary has what its
     author said. tokens: whether a step's tokens may be sharded. taken: factors that another axis shards."""
+    key = (signature(op), axis, ranks, tokens, taken)
+    if key not in _known:
+        _known[key] = _strategies(op, axis, ranks, tokens, taken)
+    return _known[key]
+
+
+def signature(op: Op) -> object:
+    """Equal for ops whose strategies are the same."""
+    types = tuple((v.shape, v.dtype, v.state, isinstance(v, Weight)) for v in (*op.inputs, *op.outputs))
+    attrs = tuple((name, value) for name, value in op.attrs.items() if name != "module")
+    return op.kind, len(op.inputs), types, attrs
+
+
+def _strategies(op: Op, axis: str, ranks: int, tokens: bool, taken: frozenset[str]) -> list[Strategy]:
     if op.kind == "boundary" and ranks > 1:
         return [Strategy("", (p,), (p,)) for p in _at_boundary(op, axis, ranks, tokens and not taken)]
     rule = rule_of(op)
@@ -67,6 +86,14 @@ def chosen(op: Op, axis: str, index: int, ranks: int) -> Strategy:
     """The strategy that the placements of the op's outputs and weights say, `index` being the axis's place in
     the mesh. Where two give the same (a sum through either factor of a product), the one that needs fewer of
     its inputs moved."""
+    here = tuple(v.placement[index] for v in (*op.inputs, *op.outputs))
+    key = (signature(op), axis, ranks, here)
+    if key not in _chosen:
+        _chosen[key] = _choose(op, axis, index, ranks)
+    return _chosen[key]
+
+
+def _choose(op: Op, axis: str, index: int, ranks: int) -> Strategy:
     gives = tuple(v.placement[index] for v in op.outputs)
     found = tuple(v.placement[index] for v in op.inputs)
     fits: list[tuple[int, int, Strategy]] = []
