@@ -97,7 +97,8 @@ bool BoundCollective::stage(int64_t elements, int thread, int num_threads) const
   const auto at = static_cast<size_t>(begin * what_.element_bytes);
   std::memcpy(group_->staging(group_->rank(), half_) + at, in_ + at,
               static_cast<size_t>((end - begin) * what_.element_bytes));
-  return group_->barrier();
+  const auto staged = static_cast<uint64_t>(elements * what_.element_bytes);
+  return group_->exchange(half_, peers_, [staged](size_t, size_t) { return StagedPart{0, staged}; });
 }
 
 /// out[0, count) = the reduction of elements from.. of every rank's part.

@@ -131,8 +131,8 @@ Executor::Impl::Impl(std::shared_ptr<const Plan> plan_, Program program_, Ranks 
       arena(program.arena_bytes, "the arena"),
       kv(static_cast<uint64_t>(num_pages) * program.page_bytes * static_cast<uint64_t>(program.num_layers),
          "the KV cache"),
-      workers(num_threads, ranks.group ? ranks.group->layout().most_turns
-                                       : (num_threads <= usable_cores() ? Patience::kMostTurns : 0)) {
+      workers(num_threads,
+              ranks.group ? ranks.group->most_turns() : (num_threads <= usable_cores() ? Patience::kMostTurns : 0)) {
   bind();
 }
 
@@ -199,8 +199,7 @@ void Executor::Impl::run(const ts_batch &step_batch) {
         return;  // so do all threads, at the same launch
       }
     }
-    // Nobody begins the next step, or writes a batch for it, while another is still in this one.
-    if (ranks.group) ranks.group->barrier();
+    if (ranks.group) ranks.group->end_step();
   };
   workers.run(step);
   if (ranks.group) ranks.group->check();
@@ -284,7 +283,7 @@ void Executor::publish(const ts_batch &batch) {
 
 void Executor::follow() {
   const int32_t *area = batch_memory().data();
-  while (const SharedBatch *b = impl_->ranks.group->next()) {
+  while (const PublishedBatch *b = impl_->ranks.group->next()) {
     const auto at = [&](size_t i) { return area + b->arrays[i]; };
     impl_->run({b->num_tokens, b->num_seqs, b->num_logits, b->page_table_stride, at(0), at(1), at(2), at(3), at(4),
                 at(5), at(6)});

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 
 #include "no_signals.h"
@@ -15,17 +16,18 @@
 namespace ts {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 constexpr int32_t kMostTick_ms = 250;
 
 }  // namespace
 
-RankWatch::RankWatch(std::shared_ptr<RankGroup> group, std::vector<FileDescriptor> sockets, int32_t timeout_ms)
+RankWatch::RankWatch(std::shared_ptr<RankGroup> group, int32_t timeout_ms)
     : group_(std::move(group)),
-      sockets_(std::move(sockets)),
       timeout_ms_(timeout_ms),
       tick_ms_(std::clamp(timeout_ms / 8, 1, kMostTick_ms)),
       stop_(eventfd(0, EFD_CLOEXEC)),
-      seen_(sockets_.size()) {
+      seen_(group_->sockets().size()) {
   if (!stop_.valid()) fail(TS_IO, "no eventfd for the ranks: ", std::strerror(errno));
   const NoSignals no_signals;
   thread_ = std::thread([this] { loop(); });
@@ -55,24 +57,28 @@ std::string RankWatch::who(int32_t rank) const {
 
 void RankWatch::loop() {
   std::vector<pollfd> polled{{stop_.get(), POLLIN, 0}};
-  for (const FileDescriptor &socket : sockets_) polled.push_back({socket.get(), POLLIN | POLLRDHUP, 0});
+  for (const FileDescriptor &socket : group_->sockets()) polled.push_back({socket.get(), POLLIN | POLLRDHUP, 0});
+  auto next_tick = Clock::now();
   for (;;) {
-    const int num = poll(polled.data(), polled.size(), tick_ms_);
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(next_tick - Clock::now()).count();
+    const int num = poll(polled.data(), polled.size(), static_cast<int>(std::max<int64_t>(left, 0)));
     if (polled[0].revents != 0) return;
-    group_->beat();
-    for (size_t i = 0; num > 0 && i < sockets_.size(); ++i) {
-      // Nothing is ever sent after the answer: what can be read is the end.
-      if (polled[i + 1].revents != 0 && !group_->ended()) group_->abort(who(rank_of(i)) + " died");
+    for (size_t i = 0; num > 0 && i + 1 < polled.size(); ++i) {
+      if (polled[i + 1].revents != 0 && !group_->hear(i) && !group_->ended()) group_->abort(who(rank_of(i)) + " died");
     }
-    if (num == 0) check_beats();
+    if (Clock::now() >= next_tick) {
+      next_tick = Clock::now() + std::chrono::milliseconds(tick_ms_);
+      group_->beat();
+      check_beats();
+    }
     if (group_->aborted()) return report();
     if (group_->ended()) polled.resize(1);  // sockets close now, one after the other
   }
 }
 
 void RankWatch::check_beats() {
-  for (size_t i = 0; i < sockets_.size(); ++i) {
-    if (!sockets_[i].valid()) continue;  // rank 0's own place
+  for (size_t i = 0; i < group_->sockets().size(); ++i) {
+    if (!group_->sockets()[i].valid()) continue;  // rank 0's own place
     const uint32_t beats = group_->beats(rank_of(i));
     seen_[i].quiet_ms = beats == seen_[i].beats ? seen_[i].quiet_ms + tick_ms_ : 0;
     seen_[i].beats = beats;

@@ -17,7 +17,7 @@ namespace ts {
 /// watch has not beaten for the timeout, is stopped. Either aborts the group. Rank 0 watches all others, and they watch rank 0.
 class RankWatch {
  public:
-  RankWatch(std::shared_ptr<RankGroup> group, std::vector<FileDescriptor> sockets, int32_t timeout_ms);
+  RankWatch(std::shared_ptr<RankGroup> group, int32_t timeout_ms);
   ~RankWatch();
   RankWatch(const RankWatch &) = delete;
   RankWatch &operator=(const RankWatch &) = delete;
@@ -33,7 +33,6 @@ class RankWatch {
   std::string who(int32_t rank) const;
 
   const std::shared_ptr<RankGroup> group_;
-  const std::vector<FileDescriptor> sockets_;
   const int32_t timeout_ms_;
   const int32_t tick_ms_;
   FileDescriptor stop_;  // an eventfd

@@ -5,6 +5,7 @@
 #include "batch.h"
 #include "collective.h"
 #include "rendezvous.h"
+#include "shared_group.h"
 #include "text.h"
 
 namespace ts {
@@ -41,8 +42,9 @@ Ranks meet_ranks(const Plan &plan, const Program &program, const RankOptions &op
   Company company =
       options.rank == 0 ? lead(rendezvous, hello, layout_of(program, num_pages)) : join(rendezvous, hello);
   Ranks ranks;
-  ranks.group = std::make_shared<RankGroup>(std::move(company.memory), company.layout, options.rank);
-  ranks.watch = std::make_unique<RankWatch>(ranks.group, std::move(company.sockets), timeout_ms);
+  ranks.group = std::make_shared<SharedGroup>(std::move(company.memory), company.layout, options.rank,
+                                              std::move(company.sockets));
+  ranks.watch = std::make_unique<RankWatch>(ranks.group, timeout_ms);
   return ranks;
 }
 

@@ -17,6 +17,7 @@
 
 #include "host.h"
 #include "patience.h"
+#include "shared_group.h"
 #include "text.h"
 
 namespace ts {
@@ -142,7 +143,7 @@ class Leader {
       share_cores(hellos_, layout);
       layout.num_ranks = options_.num_ranks;
       std::ranges::copy(pids_, layout.pids.begin());
-      Company company{layout, std::make_shared<SharedMemory>(RankGroup::bytes(layout)), {}};
+      Company company{layout, std::make_shared<SharedMemory>(SharedGroup::bytes(layout)), {}};
       AnswerMessage answer;
       answer.welcome = 1;
       answer.layout = layout;
@@ -299,6 +300,7 @@ RankHello make_hello(const Digest &seal, std::string_view target, int32_t num_th
   std::ranges::copy(target.substr(0, hello.target.size() - 1), hello.target.begin());
   hello.num_threads = num_threads;
   hello.usable_cores = usable_cores();
+  gethostname(hello.host.data(), hello.host.size() - 1);
   CPU_ZERO(&hello.cores);
   sched_getaffinity(0, sizeof(hello.cores), &hello.cores);
   return hello;
@@ -331,7 +333,7 @@ Company join(const RendezvousOptions &options, const RankHello &mine) {
     fail(TS_LOST_RANK, answer.refusal.data());
   }
   const bool fits = answer.layout.num_ranks == options.num_ranks && memory.valid() &&
-                    answer.memory_bytes == RankGroup::bytes(answer.layout);
+                    answer.memory_bytes == SharedGroup::bytes(answer.layout);
   if (!fits) fail(TS_LOST_RANK, "rank 0 is another version of tsruntime than this rank");
   Company company{answer.layout, std::make_shared<SharedMemory>(dup(memory.get()), answer.memory_bytes), {}};
   company.sockets.push_back(std::move(socket));
@@ -339,26 +341,32 @@ Company join(const RendezvousOptions &options, const RankHello &mine) {
 }
 
 void share_cores(const std::vector<RankHello> &hellos, RankLayout &layout) {
-  cpu_set_t all;
-  CPU_ZERO(&all);
-  int64_t total = 0, least_usable = INT32_MAX;
-  bool quota = false;
   for (size_t r = 0; r < hellos.size(); ++r) {
     const RankHello &hello = hellos[r];
-    CPU_OR(&all, &all, &hello.cores);
     const auto meets = [&](const RankHello &other) {
       cpu_set_t both;
       CPU_AND(&both, &hello.cores, &other.cores);
-      return CPU_COUNT(&both) > 0;
+      return other.host == hello.host && CPU_COUNT(&both) > 0;
     };
     const auto sharers = static_cast<int32_t>(std::max<int64_t>(std::ranges::count_if(hellos, meets), 1));
     layout.num_threads[r] = hello.num_threads > 0 ? hello.num_threads : std::max(1, hello.usable_cores / sharers);
-    total += layout.num_threads[r];
-    quota |= hello.usable_cores < CPU_COUNT(&hello.cores);
-    least_usable = std::min<int64_t>(least_usable, hello.usable_cores);
   }
-  const int64_t cores = quota ? least_usable : CPU_COUNT(&all);
-  layout.most_turns = total <= cores ? Patience::kMostTurns : 0;
+  for (size_t r = 0; r < hellos.size(); ++r) {
+    cpu_set_t all;  // of the host
+    CPU_ZERO(&all);
+    int64_t total = 0, least_usable = INT32_MAX;
+    bool quota = false;
+    for (size_t q = 0; q < hellos.size(); ++q) {
+      const RankHello &hello = hellos[q];
+      if (hello.host != hellos[r].host) continue;
+      CPU_OR(&all, &all, &hello.cores);
+      total += layout.num_threads[q];
+      quota |= hello.usable_cores < CPU_COUNT(&hello.cores);
+      least_usable = std::min<int64_t>(least_usable, hello.usable_cores);
+    }
+    const int64_t cores = quota ? least_usable : CPU_COUNT(&all);
+    layout.most_turns[r] = total <= cores ? Patience::kMostTurns : 0;
+  }
 }
 
 }  // namespace ts

@@ -31,16 +31,16 @@ struct RankHello {
   int32_t num_threads = 0;        ///< 0: its share of the cores
   int32_t usable_cores = 1;       ///< of this process
   cpu_set_t cores{};              ///< those that it may run on
+  std::array<char, 64> host{};    ///< where it runs
 };
 
 RankHello make_hello(const Digest &seal, std::string_view target, int32_t num_threads);
 
-/// The ranks of a run, met: what they agreed on, the memory they share, and a socket each that tells at once when one dies.
+/// The ranks of a run, met: what they agreed on, and the memory they share.
 struct Company {
   RankLayout layout;
   std::shared_ptr<SharedMemory> memory;
-  std::vector<FileDescriptor>
-      sockets;  ///< rank 0 has one to each other rank [num_ranks]; a follower has one to rank 0 [1]
+  std::vector<FileDescriptor> sockets;  ///< see RankGroup; they tell at once when a rank dies
 };
 
 /// Rank 0 waits until all others have come, decides each one's threads, and shares memory with them. `layout` holds what it
@@ -52,7 +52,7 @@ Company lead(const RendezvousOptions &options, const RankHello &mine, RankLayout
 Company join(const RendezvousOptions &options, const RankHello &mine);
 
 /// For rank 0 and tests: each rank's threads, and how long they spin, from what the ranks said. Ranks that may run on the
-/// same cores share them.
+/// same cores of a host share them.
 void share_cores(const std::vector<RankHello> &hellos, RankLayout &layout);
 
 }  // namespace ts

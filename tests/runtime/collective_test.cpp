@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "shared_group.h"
 #include "workers.h"
 
 namespace ts {
@@ -113,11 +114,11 @@ TEST_P(Collectives, AreWhatTheyMean) {
     layout.staging_bytes = std::max(layout.staging_bytes, BoundCollective::staging_bytes(cases.back().what, limits));
   }
   for (int32_t r = 0; r < num_ranks; ++r) layout.num_threads[static_cast<size_t>(r)] = threads + r % 2;
-  const auto memory = std::make_shared<SharedMemory>(RankGroup::bytes(layout));
+  const auto memory = std::make_shared<SharedMemory>(SharedGroup::bytes(layout));
   std::vector<std::thread> ranks;
   for (int32_t r = 0; r < num_ranks; ++r) {
     ranks.emplace_back([&, r] {
-      RankGroup group(memory, layout, r);
+      SharedGroup group(memory, layout, r, {});
       std::vector<BoundCollective> bound;
       int32_t half = 0;
       for (Case &c : cases) {
@@ -158,11 +159,11 @@ TEST(CollectiveMax, KeepsNaN) {
   layout.num_ranks = 2;
   layout.num_threads = {1, 1};
   layout.staging_bytes = 4096;
-  const auto memory = std::make_shared<SharedMemory>(RankGroup::bytes(layout));
+  const auto memory = std::make_shared<SharedMemory>(SharedGroup::bytes(layout));
   const std::vector<Values> in = {{NAN, 1, 2}, {5, NAN, 1}};
   std::vector<Values> out(2, Values(3));
   const auto run = [&](int32_t r) {
-    RankGroup group(memory, layout, r);
+    SharedGroup group(memory, layout, r, {});
     const auto i = static_cast<size_t>(r);
     EXPECT_TRUE(BoundCollective(what, mesh, r, &group, 0, in[i].data(), out[i].data()).run(1, 1, 0, 1));
   };
