@@ -37,6 +37,7 @@ def assemble(build: Build, progress: plan.Progress = lambda done, total: None) -
     entries.append(plan.blob("tsp/graph", print_graph(build.graph).encode()))
     entries.append(plan.blob("tsp/receipts", canonical.dumps(receipts)))
     entries.append(plan.blob("tsp/pack", canonical.dumps(build.weights.report())))
+    entries.append(plan.blob("tsp/placements", canonical.dumps(build.placed)))
     entries.append(plan.blob("tsp/verify", canonical.dumps(build.verified)))
     plan.write(
         build.options.out,

@@ -110,6 +110,8 @@ class Build:
     text: dict[str, bytes] = field(
         default_factory=dict
     )  # text: entry name ("tsp/text/tokenizer", ...) -> bytes
+    # propagate, of several ranks: why each op lies as it does, the plan's "tsp/placements"
+    placed: dict[str, Any] = field(default_factory=lambda: {"ops": []})
     verified: dict[str, Any] = field(
         default_factory=lambda: {"verified": False}
     )  # check, with --verify: the plan's "tsp/verify"

@@ -4,12 +4,11 @@ predicted to cost, what each rank holds. Needs no torch: graph and weights lie i
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tscompile.inspect import size, table
+from tscompile.inspect import alike, of_any_layer, size, table
 from tscompile.ir import DTYPES, Graph, Op, Sym, Value
 from tscompile.parser import parse
 from tscompile.placement import Replicate
@@ -28,22 +27,10 @@ def explain(path: Path) -> dict[str, Any]:
     return {
         "mesh": dict(graph.mesh.axes),
         "values": alike(values_of(graph)),
+        "placements": plan.json("tsp/placements"),
         "collectives": alike(collectives_of(graph, target, limits)),
         "weights": alike(weights_of(plan)),
     }
-
-
-def alike(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each row once, in order, with `count`."""
-    kept: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        kept.setdefault(str(row), {**row, "count": 0})["count"] += 1
-    return list(kept.values())
-
-
-def of_any_layer(name: str) -> str:
-    """layers.3.mlp -> layers.*.mlp"""
-    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 
 def values_of(graph: Graph) -> Iterator[dict[str, Any]]:
@@ -133,13 +120,42 @@ def explain_text(report: dict[str, Any]) -> str:
     )
     lines = ["mesh  " + " x ".join(f"{axis}={ranks}" for axis, ranks in report["mesh"].items())]
     lines += [NOTE, "", *table(("value", "type", "made by", "", *axes), values)]
-    lines += ["", *collective_lines(report["collectives"])]
+    lines += ["", *placement_lines(report["placements"]), *collective_lines(report["collectives"])]
     held = sum(w["bytes_a_rank"] * w["count"] for w in report["weights"])
     weights = (
         (w["weight"], f"x{w['count']}", f"{w['bytes_a_rank']:,}", w["share"]) for w in report["weights"]
     )
     lines += ["", f"weights: a rank holds {size(held)}", *table(("weight", "", "bytes", "share"), weights)]
     return "\n".join(lines) + "\n"
+
+
+def placement_lines(placements: dict[str, Any]) -> list[str]:
+    """Why each op lies as it does."""
+    if not placements["ops"]:
+        return []
+
+    def other(found: dict[str, Any]) -> str:
+        return f"{found['sharded']} ({found['placements']}) {found['us_more']:+g} us"
+
+    rows = (
+        (
+            f"{row['op']} -> {', '.join(row['values'])}",
+            f"x{row['count']}",
+            row["at"],
+            row["axis"],
+            f"{row['sharded']} of {row['rule']}",
+            row["placements"],
+            f"{row['us']:g} us",
+            "; ".join(other(found) for found in row["others"] if found["us_more"] is not None),
+        )
+        for row in placements["ops"]
+    )
+    title = (
+        f"why: the factor of each op's rule that is sharded, and what else the rule allows, in a step of "
+        f"{placements['tokens']:,} tokens, all else left as it is"
+    )
+    head = ("op", "", "at", "axis", "sharded", "takes -> gives", "cost", "instead")
+    return [title, *table(head, rows), ""]
 
 
 def collective_lines(collectives: Sequence[dict[str, Any]]) -> list[str]:

@@ -84,6 +84,19 @@ def inspect_text(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def alike(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each row once, in order, with `count`."""
+    kept: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        kept.setdefault(str(row), {**row, "count": 0})["count"] += 1
+    return list(kept.values())
+
+
+def of_any_layer(name: str) -> str:
+    """layers.3.mlp -> layers.*.mlp"""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+
+
 def verify_text(verify: dict[str, Any]) -> str:
     if not verify["verified"]:
         return "no: it was built without --verify"

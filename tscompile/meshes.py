@@ -24,7 +24,7 @@ from tscompile.passes import expand, fit, precision, propagate, reshard
 from tscompile.passes.capture import traced
 from tscompile.placement import parse_placement
 from tscompile.price import Prices, collective_of
-from tscompile.search import Earlier
+from tscompile.search import Earlier, settled
 from tscompile.topology import topology_of
 
 
@@ -93,7 +93,7 @@ def _row(graph: Graph, options: Options, mesh: Mesh, load: Load, target: str) ->
         return {**row, "why_not": str(error)}
     row |= _memory(build.graph, load) | {"notes": build.notes}
     reshard.run(build)
-    cut = propagate.settled(build.graph, len(mesh.axes))
+    cut = settled(build.graph, len(mesh.axes))
     row |= _times(build.graph, cut, decode, "decode") | _times(build.graph, cut, prefill, "prefill")
     short = row["weights_bytes"] + row["kv_bytes"] - decode.topology.memory_bytes
     if short > 0:
@@ -103,7 +103,7 @@ def _row(graph: Graph, options: Options, mesh: Mesh, load: Load, target: str) ->
 
 def _memory(graph: Graph, load: Load) -> dict[str, int]:
     """Bytes of one rank."""
-    cut = propagate.settled(graph, len(graph.mesh.axes))
+    cut = settled(graph, len(graph.mesh.axes))
     weights = sum(num_bytes([w], {}) // cut.parts(w) for w in graph.weights)
     tokens = load.context * load.sequences
     kv = sum(tokens * _bytes_a_token(state) // cut.parts(state) for state in graph.states)

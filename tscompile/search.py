@@ -16,9 +16,9 @@ from typing import TypeAlias
 from tscompile.errors import CompileError
 from tscompile.ir import Attr, Graph, Op, Value, Weight
 from tscompile.mesh import by_sequence
-from tscompile.placement import Partial, Placement, Replicate, Shard
+from tscompile.placement import Owned, Partial, Placement, Replicate, Shard
 from tscompile.price import Prices, collective_of
-from tscompile.sharding import Strategy, rule_of, strategies
+from tscompile.sharding import Strategy, chosen, rule_of, strategies
 
 MAX_STATES = 64  # kept after each op, the cheapest
 CROSSING = 0  # in a segment's own states: the value that came into it, or leaves it
@@ -52,6 +52,26 @@ class Earlier:
 
     def parts(self, value: Value) -> int:
         return self.of_value.get(id(value), 1)
+
+
+def settled(graph: Graph, index: int) -> Earlier:
+    """What the axes before the index-th have sharded."""
+    of_op: dict[int, tuple[int, frozenset[str]]] = {}
+    of_value: dict[int, int] = {}
+    for earlier, (axis, ranks) in enumerate(graph.mesh.axes[:index]):
+        if ranks == 1:
+            continue
+        for op in graph.ops:
+            factor = chosen(op, axis, earlier, ranks).factor
+            parts, taken = of_op.get(id(op), (1, frozenset()))
+            if op.kind == "boundary" and isinstance(op.outputs[0].placement[earlier], Shard):
+                factor = "t"
+            if factor:
+                of_op[id(op)] = (parts * ranks, taken | {factor})
+        for value in graph.values():
+            if isinstance(value.placement[earlier], (Shard, Owned)):
+                of_value[id(value)] = of_value.get(id(value), 1) * ranks
+    return Earlier(of_op, of_value)
 
 
 class Search:
@@ -155,7 +175,7 @@ class Search:
 
     def _step(self, index: int, paths: dict[State, Path]) -> dict[State, Path]:
         op = self.graph.ops[index]
-        options = [(s, self._op_cost(op, s)) for s in self._strategies(op)]
+        options = [(s, self.op_cost(op, s)) for s in self.options(op)]
         inputs, outputs = ([id(v) for v in values] for values in (op.inputs, op.outputs))
         last_use = self.last_use
         after: dict[State, Path] = {}
@@ -166,7 +186,7 @@ class Search:
                 cost, reached = path.cost + own, dict[int, tuple[Placement, ...]]()
                 for value, name, wanted in zip(op.inputs, inputs, strategy.takes, strict=True):
                     have = reached.get(name) or live.get(name, ())
-                    more, reached[name] = self._bring(value, wanted, have)
+                    more, reached[name] = self.bring(value, wanted, have)
                     cost += more
                 if cost == math.inf:
                     continue
@@ -181,7 +201,8 @@ class Search:
             return after
         return dict(sorted(after.items(), key=lambda item: item[1].cost)[:MAX_STATES])
 
-    def _strategies(self, op: Op) -> list[Strategy]:
+    def options(self, op: Op) -> list[Strategy]:
+        """What the search may choose from."""
         _, taken = self.earlier.op(op)
         tokens = self.prices.topology.tokens_sharded
         found = strategies(op, self.axis, self.ranks, tokens=tokens, taken=taken)
@@ -195,7 +216,8 @@ class Search:
         cut = [s for s in sharded if any(isinstance(s.takes[i], Shard) for i in weights)]
         return [s for s in found if s in cut or not s.factor] if cut else found
 
-    def _op_cost(self, op: Op, strategy: Strategy) -> float:
+    def op_cost(self, op: Op, strategy: Strategy) -> float:
+        """Of computing it, by itself."""
         parts, _ = self.earlier.op(op)
         weights = [i for i, v in enumerate(op.inputs) if isinstance(v, Weight)]
         held = min((self.earlier.parts(op.inputs[i]) for i in weights), default=1)
@@ -203,7 +225,7 @@ class Search:
         own = self.ranks if strategy.factor else 1
         return self.prices.op(op, parts * own, held * (own if cut else 1))
 
-    def _bring(
+    def bring(
         self, value: Value, wanted: Placement, have: tuple[Placement, ...]
     ) -> tuple[float, tuple[Placement, ...]]:
         """The cost of having `value` as `wanted` where it has been brought to `have` so far, and what that
@@ -232,7 +254,7 @@ class Search:
 
     def _outputs_cost(self, state: State) -> float:
         live = dict(state)
-        return sum(self._bring(v, Replicate(), live.get(id(v), ()))[0] for v in self.graph.outputs)
+        return sum(self.bring(v, Replicate(), live.get(id(v), ()))[0] for v in self.graph.outputs)
 
     # --- why not ---
 
@@ -242,7 +264,7 @@ class Search:
         said = f"{op.kind} -> {op.outputs[0]!r} cannot be placed on {self.axis}={self.ranks}"
         for index, value in enumerate(op.inputs):
             found = {p for s in states for p in dict(s).get(id(value), (Replicate(),))[:1]}
-            wanted = dict.fromkeys(s.takes[index] for s in self._strategies(op))
+            wanted = dict.fromkeys(s.takes[index] for s in self.options(op))
             if isinstance(value, Weight) or any(collective_of(f, w) for f in found for w in wanted):
                 continue
             maker = self.made_by.get(id(value))

@@ -233,8 +233,25 @@ def test_explain_tells_what_moves_and_what_a_rank_holds(tmp_path: Path) -> None:
     times = [b["us"] for b in down["buckets"]]
     assert times == sorted(times)
     assert times[0] > 0
+    why = {row["values"][0]: row for row in report["placements"]["ops"]}
+    assert report["placements"]["tokens"] == 512
+    assert all(
+        other["us_more"] is None or other["us_more"] >= 0 for row in why.values() for other in row["others"]
+    ), "what was chosen costs least"
+    row = why["layers.*.mlp.down_proj.out"]
+    assert (row["rule"], row["sharded"], row["placements"]) == (
+        "a k, n k -> a n",
+        "k",
+        "S(1), S(1) -> P(sum)",
+    )
+    assert (row["count"], row["at"].partition(":")[0]) == (2, "models/llama.py")
+    instead = {other["sharded"]: other["us_more"] for other in row["others"]}
+    assert set(instead) == {"nothing", "n", "sums"}
+    assert instead["sums"] is None, "its input is no sum, and none can be made of it"
     weights = {w["weight"]: w for w in report["weights"]}
     gate_up, norm = weights["layers.*.mlp.gate_up.weight"], weights["norm.weight"]
     assert (gate_up["share"], gate_up["bytes"]) == ("1/2", 2 * gate_up["bytes_a_rank"])
     assert (norm["share"], norm["bytes"]) == ("whole", norm["bytes_a_rank"])
-    assert "all_reduce in all_reduce_rms_norm" in explain_text(report)
+    text = explain_text(report)
+    assert "all_reduce in all_reduce_rms_norm" in text
+    assert "k of a k, n k -> a n" in text

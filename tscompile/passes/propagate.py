@@ -15,15 +15,18 @@ from tscompile.build import Build, Options
 from tscompile.errors import CompileError
 from tscompile.ir import Graph, Weight, replicated
 from tscompile.mesh import by_sequence
-from tscompile.placement import Owned, Placement, Shard
+from tscompile.placement import Placement
 from tscompile.price import Prices
-from tscompile.search import Earlier, Search
-from tscompile.sharding import Strategy, chosen
+from tscompile.reasons import reasons
+from tscompile.search import Search, settled
+from tscompile.sharding import Strategy
 
 
 def run(build: Build) -> None:
     if build.mesh.num_ranks > 1:
-        place(build, prices_of(build.options))
+        prices = prices_of(build.options)
+        place(build, prices)
+        build.placed = {"tokens": dict(prices.sizes)["T"], "ops": reasons(build.graph, prices)}
     else:
         for value in build.graph.values():
             value.placement = replicated(build.mesh)
@@ -54,26 +57,6 @@ def place(build: Build, prices: Prices) -> float:
             _assign(graph, index, found)
             build.notes += _replicated_weights(graph, axis, ranks, found, prices)
     return cost
-
-
-def settled(graph: Graph, index: int) -> Earlier:
-    """What the axes before the index-th have sharded."""
-    of_op: dict[int, tuple[int, frozenset[str]]] = {}
-    of_value: dict[int, int] = {}
-    for earlier, (axis, ranks) in enumerate(graph.mesh.axes[:index]):
-        if ranks == 1:
-            continue
-        for op in graph.ops:
-            factor = chosen(op, axis, earlier, ranks).factor
-            parts, taken = of_op.get(id(op), (1, frozenset()))
-            if op.kind == "boundary" and isinstance(op.outputs[0].placement[earlier], Shard):
-                factor = "t"
-            if factor:
-                of_op[id(op)] = (parts * ranks, taken | {factor})
-        for value in graph.values():
-            if isinstance(value.placement[earlier], (Shard, Owned)):
-                of_value[id(value)] = of_value.get(id(value), 1) * ranks
-    return Earlier(of_op, of_value)
 
 
 def _assign(graph: Graph, index: int, found: Sequence[Strategy]) -> None:
