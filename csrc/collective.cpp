@@ -56,9 +56,10 @@ BoundCollective::BoundCollective(const Collective &what, const Mesh &mesh, int32
   for (int32_t q = 0; q < what.num_ranks; ++q) peers_.push_back(mesh.peer(rank, what.axis, q));
 }
 
-uint64_t BoundCollective::staging_bytes(const Collective &what, const Limits &limits) {
+uint64_t BoundCollective::staging_bytes(const Collective &what, const Limits &limits, const Mesh &mesh) {
   if (what.num_ranks == 1 || what.kind == Collective::Kind::slice) return 0;
-  const int64_t elements = what.outer(limits.max_tokens, limits.max_seqs) * what.in_run();
+  const int64_t elements =
+      what.outer(limits.max_tokens, limits.max_seqs) * what.in_run(what.most_tokens(limits, mesh), limits.max_tokens);
   const int64_t results = what.kind == Collective::Kind::all_reduce ? largest_share(elements, what.num_ranks) : 0;
   return static_cast<uint64_t>((round_up(elements, kGrain) + results) * what.element_bytes);
 }
@@ -67,28 +68,31 @@ const uint8_t *BoundCollective::part_of(size_t peer) const {
   return peer == coordinate_ ? in_ : group_->staging(peers_[peer], half_);
 }
 
-bool BoundCollective::run(int64_t num_tokens, int64_t num_logits, int thread, int num_threads) const {
-  const int64_t outer = what_.outer(num_tokens, num_logits);
-  const bool alone = what_.num_ranks == 1;
-  // Staged even where there are no rows: barriers keep the halves apart.
-  switch (what_.kind) {
-    case Collective::Kind::all_reduce:
-      if (what_.num_ranks > 2 && outer * what_.run >= kTwoSteps) {
-        return all_reduce_in_two(outer * what_.run, thread, num_threads);
-      }
-      [[fallthrough]];
-    case Collective::Kind::reduce_scatter:
-      if (!alone && !stage(outer * what_.in_run(), thread, num_threads)) return false;
-      reduce(outer, thread, num_threads);
-      return true;
-    case Collective::Kind::all_gather:
-      if (!alone && !stage(outer * what_.run, thread, num_threads)) return false;
-      gather(outer, thread, num_threads);
-      return true;
-    case Collective::Kind::slice:
-      slice(outer, thread, num_threads);
-      return true;
+BoundCollective::Parts BoundCollective::parts(const TokenParts &tokens, int64_t unit) const {
+  return {what_.tokens ? &tokens : nullptr, what_.axis, unit, what_.num_ranks};
+}
+
+bool BoundCollective::run(const TokenParts &tokens, int thread, int num_threads) const {
+  const int64_t all = tokens.of(TokenParts::kWhole).num_tokens;
+  const int64_t outer = what_.outer(tokens.of(what_.rows_axis).num_tokens, tokens.of(TokenParts::kWhole).num_logits);
+  const auto kind = what_.kind;
+  if (kind == Collective::Kind::all_reduce && what_.num_ranks > 2 && outer * what_.run >= kTwoSteps) {
+    return all_reduce_in_two(outer * what_.run, thread, num_threads);
   }
+  const Parts runs = parts(tokens, what_.run);
+  if (kind == Collective::Kind::slice) {
+    slice(outer, runs, thread, num_threads);
+    return true;
+  }
+  // Staged even where there are no rows: barriers keep the halves apart.
+  const int64_t mine = what_.tokens ? tokens.of(what_.axis).num_tokens : 1;
+  if (what_.num_ranks > 1 && !stage(outer * what_.in_run(mine, all), thread, num_threads)) return false;
+  if (kind == Collective::Kind::all_reduce) reduce(outer, what_.run, 0, what_.run, thread, num_threads);
+  if (kind == Collective::Kind::reduce_scatter) {
+    reduce(outer, runs.whole(), runs.begin(coordinate_), runs.size(coordinate_), thread, num_threads);
+  }
+  if (kind == Collective::Kind::all_gather) gather(outer, runs, thread, num_threads);
+  if (kind == Collective::Kind::all_to_all) exchange(outer, parts(tokens, what_.part), thread, num_threads);
   return true;
 }
 
@@ -118,14 +122,12 @@ void BoundCollective::reduce_range(float *out, int64_t from, int64_t count) cons
   }
 }
 
-/// all_reduce and reduce_scatter: this rank's part of each row, which for all_reduce is the row.
-void BoundCollective::reduce(int64_t outer, int thread, int num_threads) const {
+/// all_reduce and reduce_scatter: `size` elements from `begin` on of each row, which for all_reduce are the row.
+void BoundCollective::reduce(int64_t outer, int64_t row, int64_t begin, int64_t size, int thread,
+                             int num_threads) const {
   auto *out = reinterpret_cast<float *>(out_);
-  const int64_t in_run = what_.in_run();
-  const int64_t mine = in_run == what_.run ? 0 : static_cast<int64_t>(coordinate_) * what_.run;
-  for_rows(share_of(outer * what_.run, thread, num_threads), what_.run, [&](int64_t o, int64_t e, int64_t count) {
-    reduce_range(out + o * what_.run + e, o * in_run + mine + e, count);
-  });
+  for_rows(share_of(outer * size, thread, num_threads), size,
+           [&](int64_t o, int64_t e, int64_t count) { reduce_range(out + o * size + e, o * row + begin + e, count); });
 }
 
 bool BoundCollective::all_reduce_in_two(int64_t elements, int thread, int num_threads) const {
@@ -149,26 +151,41 @@ bool BoundCollective::all_reduce_in_two(int64_t elements, int thread, int num_th
   return true;
 }
 
-void BoundCollective::gather(int64_t outer, int thread, int num_threads) const {
-  const int64_t size = what_.element_bytes;
-  const auto num_ranks = static_cast<int64_t>(peers_.size());
-  const auto range = share_of(outer * what_.run, thread, num_threads);
-  for (int64_t q = 0; q < num_ranks; ++q) {
-    const uint8_t *part = part_of(static_cast<size_t>(q));
-    for_rows(range, what_.run, [&](int64_t o, int64_t e, int64_t count) {
-      std::memcpy(out_ + ((o * num_ranks + q) * what_.run + e) * size, part + (o * what_.run + e) * size,
-                  static_cast<size_t>(count * size));
+void BoundCollective::gather(int64_t outer, const Parts &parts, int thread, int num_threads) const {
+  const int64_t bytes = what_.element_bytes, row = parts.whole();
+  for (size_t q = 0; q < peers_.size(); ++q) {
+    const uint8_t *part = part_of(q);
+    const int64_t begin = parts.begin(q), size = parts.size(q);
+    for_rows(share_of(outer * size, thread, num_threads), size, [&](int64_t o, int64_t e, int64_t count) {
+      std::memcpy(out_ + (o * row + begin + e) * bytes, part + (o * size + e) * bytes,
+                  static_cast<size_t>(count * bytes));
     });
   }
 }
 
-void BoundCollective::slice(int64_t outer, int thread, int num_threads) const {
-  const int64_t size = what_.element_bytes;
-  const auto mine = static_cast<int64_t>(coordinate_);
-  for_rows(share_of(outer * what_.run, thread, num_threads), what_.run, [&](int64_t o, int64_t e, int64_t count) {
-    std::memcpy(out_ + (o * what_.run + e) * size, in_ + ((o * what_.num_ranks + mine) * what_.run + e) * size,
-                static_cast<size_t>(count * size));
+void BoundCollective::slice(int64_t outer, const Parts &parts, int thread, int num_threads) const {
+  const int64_t bytes = what_.element_bytes, row = parts.whole();
+  const int64_t begin = parts.begin(coordinate_), size = parts.size(coordinate_);
+  for_rows(share_of(outer * size, thread, num_threads), size, [&](int64_t o, int64_t e, int64_t count) {
+    std::memcpy(out_ + (o * size + e) * bytes, in_ + (o * row + begin + e) * bytes, static_cast<size_t>(count * bytes));
   });
+}
+
+/// all_to_all: whole runs, of the first dim's parts those of each rank if it is gathered, this rank's if it is split.
+void BoundCollective::exchange(int64_t outer, const Parts &parts, int thread, int num_threads) const {
+  const int64_t bytes = what_.element_bytes, run = what_.run, all = parts.whole();
+  const auto num_ranks = static_cast<int64_t>(peers_.size());
+  for (size_t q = 0; q < peers_.size(); ++q) {
+    const uint8_t *from = part_of(q);
+    const size_t owner = what_.gathers_first ? q : coordinate_;  // of the part of the first dim
+    const int64_t begin = parts.begin(owner), size = parts.size(owner);
+    for_rows(share_of(outer * size * run, thread, num_threads), run, [&](int64_t row, int64_t e, int64_t count) {
+      const int64_t whole = row / size * all + begin + row % size;  // the row where the first dim is whole
+      const int64_t in = what_.gathers_first ? row * num_ranks + static_cast<int64_t>(coordinate_) : whole;
+      const int64_t out = what_.gathers_first ? whole : row * num_ranks + static_cast<int64_t>(q);
+      std::memcpy(out_ + (out * run + e) * bytes, from + (in * run + e) * bytes, static_cast<size_t>(count * bytes));
+    });
+  }
 }
 
 }  // namespace ts

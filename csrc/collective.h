@@ -6,6 +6,7 @@
 #include "mesh.h"
 #include "program.h"
 #include "rank_group.h"
+#include "token_parts.h"
 
 namespace ts {
 
@@ -24,18 +25,31 @@ class BoundCollective {
                   const void *in, void *out);
 
   /// False if the group was aborted: then the step is over.
-  bool run(int64_t num_tokens, int64_t num_logits, int thread, int num_threads) const;
+  bool run(const TokenParts &tokens, int thread, int num_threads) const;
 
   /// Bytes of staging that it may need, of one half.
-  static uint64_t staging_bytes(const Collective &what, const Limits &limits);
+  static uint64_t staging_bytes(const Collective &what, const Limits &limits, const Mesh &mesh);
 
  private:
+  /// Where the ranks' parts lie in the dim of which each has one.
+  struct Parts {
+    const TokenParts *tokens;  // null: equal parts of `unit`
+    int32_t axis;
+    int64_t unit, num_ranks;
+    int64_t begin(size_t q) const {
+      return unit * (tokens != nullptr ? tokens->start(axis, static_cast<int32_t>(q)) : static_cast<int64_t>(q));
+    }
+    int64_t size(size_t q) const { return begin(q + 1) - begin(q); }
+    int64_t whole() const { return begin(static_cast<size_t>(num_ranks)); }
+  };
+  Parts parts(const TokenParts &tokens, int64_t unit) const;
   const uint8_t *part_of(size_t peer) const;  ///< what the peer put into its staging area; mine is `in_`
   bool stage(int64_t elements, int thread, int num_threads) const;
   bool all_reduce_in_two(int64_t elements, int thread, int num_threads) const;
-  void reduce(int64_t outer, int thread, int num_threads) const;
-  void gather(int64_t outer, int thread, int num_threads) const;
-  void slice(int64_t outer, int thread, int num_threads) const;
+  void reduce(int64_t outer, int64_t row, int64_t begin, int64_t size, int thread, int num_threads) const;
+  void gather(int64_t outer, const Parts &parts, int thread, int num_threads) const;
+  void slice(int64_t outer, const Parts &parts, int thread, int num_threads) const;
+  void exchange(int64_t outer, const Parts &parts, int thread, int num_threads) const;
   void reduce_range(float *out, int64_t from, int64_t count) const;
 
   const Collective what_;

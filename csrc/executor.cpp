@@ -13,6 +13,7 @@
 #include "kernels.h"
 #include "memory.h"
 #include "text.h"
+#include "token_parts.h"
 #include "workers.h"
 
 namespace ts {
@@ -107,7 +108,7 @@ struct Executor::Impl {
     ts_args args{};
     std::optional<BoundCollective> collective = {};  // if it is no kernel
   };
-  ts_batch batch{};
+  TokenParts parts;              // of the step's batch
   std::vector<void *> pointers;  // of all launches, end to end
   std::vector<Bound> launches;
 
@@ -116,6 +117,7 @@ struct Executor::Impl {
   Impl(const Impl &) = delete;
   Impl &operator=(const Impl &) = delete;
   void *address(const Argument &argument) const;
+  void *kv_pages(int32_t layer) const;
   void bind();
   void meet();
   void run(const ts_batch &batch);
@@ -132,7 +134,9 @@ Executor::Impl::Impl(std::shared_ptr<const Plan> plan_, Program program_, Ranks 
       kv(static_cast<uint64_t>(num_pages) * program.page_bytes * static_cast<uint64_t>(program.num_layers),
          "the KV cache"),
       workers(num_threads,
-              ranks.group ? ranks.group->most_turns() : (num_threads <= usable_cores() ? Patience::kMostTurns : 0)) {
+              ranks.group ? ranks.group->most_turns() : (num_threads <= usable_cores() ? Patience::kMostTurns : 0)),
+      parts(plan->mesh(), program.rank, program.limits.max_seqs,
+            static_cast<int64_t>(num_pages) * program.limits.page_size) {
   bind();
 }
 
@@ -145,12 +149,18 @@ void *Executor::Impl::address(const Argument &argument) const {
     case Argument::Kind::buffer:
       return arena.data() + program.buffers[argument.index].offset;
     case Argument::Kind::kv:
-      return kv.data() + static_cast<uint64_t>(argument.index) * static_cast<uint64_t>(num_pages) * program.page_bytes;
+      return kv_pages(argument.index);
     case Argument::Kind::weight:
       // Kernels only read weights, and the mapping cannot be written.
       return const_cast<uint8_t *>(argument.weight);
   }
   fail(TS_INTERNAL, "an argument of no kind");
+}
+
+/// Where page 0 of a layer lies, or would lie: pages are numbered over all owners of sequences, and a rank has its own alone.
+void *Executor::Impl::kv_pages(int32_t layer) const {
+  const int64_t layer_bytes = static_cast<int64_t>(num_pages) * static_cast<int64_t>(program.page_bytes);
+  return kv.data() + (layer - plan->mesh().owner(program.rank)) * layer_bytes;
 }
 
 void Executor::Impl::bind() {
@@ -169,12 +179,12 @@ void Executor::Impl::bind() {
     }
     Bound &bound = launches.emplace_back();
     if (const std::optional<Collective> &collective = launch.collective) {
-      const bool staged = BoundCollective::staging_bytes(*collective, program.limits) > 0;
+      const bool staged = BoundCollective::staging_bytes(*collective, program.limits, plan->mesh()) > 0;
       const int32_t half = staged ? num_staged++ % 2 : 0;
       bound.collective.emplace(*collective, plan->mesh(), program.rank, ranks.group.get(), half, first[0], first[1]);
     } else {
       bound.kernel = kernels.find(launch.kernel);
-      bound.args = {&batch, first};
+      bound.args = {&parts.of(launch.tokens_axis), first};
     }
   }
 }
@@ -187,7 +197,7 @@ void Executor::Impl::meet() {
 }
 
 void Executor::Impl::run(const ts_batch &step_batch) {
-  batch = step_batch;
+  parts.set(step_batch);
   auto step = [this](int thread, int num_threads, Barrier &barrier) {
     bool first = true;
     for (const Bound &launch : launches) {
@@ -195,7 +205,7 @@ void Executor::Impl::run(const ts_batch &step_batch) {
       first = false;
       if (launch.kernel != nullptr) [[likely]] {
         launch.kernel(&launch.args, thread, num_threads);
-      } else if (!launch.collective->run(batch.num_tokens, batch.num_logits, thread, num_threads)) {
+      } else if (!launch.collective->run(parts, thread, num_threads)) {
         return;  // so do all threads, at the same launch
       }
     }

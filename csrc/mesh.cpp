@@ -1,6 +1,11 @@
 #include "mesh.h"
 
 namespace ts {
+namespace {
+
+constexpr const char *kBySequence = "dp";  // AXES in tscompile/mesh.py
+
+}  // namespace
 
 int32_t Mesh::num_ranks() const {
   int32_t ranks = 1;
@@ -27,6 +32,18 @@ int32_t Mesh::coordinate(int32_t rank, int32_t axis) const {
 
 int32_t Mesh::peer(int32_t rank, int32_t axis, int32_t coordinate) const {
   return rank + (coordinate - this->coordinate(rank, axis)) * stride(axis);
+}
+
+bool Mesh::by_sequence(int32_t axis) const { return axis == find(kBySequence); }
+
+int32_t Mesh::num_owners() const {
+  const int32_t axis = find(kBySequence);
+  return axis < 0 ? 1 : axes[static_cast<size_t>(axis)].size;
+}
+
+int32_t Mesh::owner(int32_t rank) const {
+  const int32_t axis = find(kBySequence);
+  return axis < 0 ? 0 : coordinate(rank, axis);
 }
 
 std::string Mesh::text() const {

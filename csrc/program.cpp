@@ -52,11 +52,13 @@ Limits parse_limits(const JsonNode &node, const ModelInfo &model) {
   return limits;
 }
 
-int32_t parse_axis(const JsonNode &node, const Mesh &mesh) {
-  const int32_t axis = mesh.find(node.text());
+int32_t find_axis(const JsonNode &node, std::string_view name, const Mesh &mesh) {
+  const int32_t axis = mesh.find(name);
   if (axis < 0) fail(TS_BAD_PLAN, node.where(), " is ", in_quotes(node.text()), ", the mesh has ", mesh.text());
   return axis;
 }
+
+int32_t parse_axis(const JsonNode &node, const Mesh &mesh) { return find_axis(node, node.text(), mesh); }
 
 std::vector<Buffer> parse_buffers(const JsonNode &node, int64_t arena_bytes) {
   check_count(node, 1, kMaxBuffers);
@@ -145,16 +147,31 @@ Value word_of(const JsonNode &node, const std::array<std::pair<std::string_view,
   fail(TS_BAD_PLAN, node.where(), " is ", in_quotes(text), ", wanted one of ", wanted);
 }
 
-constexpr std::array<std::pair<std::string_view, Collective::Kind>, 4> kCollectives = {
+constexpr std::array<std::pair<std::string_view, Collective::Kind>, 5> kCollectives = {
     {{"all_reduce", Collective::Kind::all_reduce},
      {"reduce_scatter", Collective::Kind::reduce_scatter},
      {"all_gather", Collective::Kind::all_gather},
+     {"all_to_all", Collective::Kind::all_to_all},
      {"slice", Collective::Kind::slice}}};
+constexpr std::array<std::pair<std::string_view, bool>, 2> kGathers = {{{"first", true}, {"second", false}}};
+constexpr std::array<std::pair<std::string_view, bool>, 1> kParts = {{{"tokens", true}}};
 constexpr std::array<std::pair<std::string_view, Collective::Reduce>, 2> kReductions = {
     {{"sum", Collective::Reduce::sum}, {"max", Collective::Reduce::max}}};
 constexpr std::array<std::pair<std::string_view, Collective::Rows>, 3> kRows = {
     {{"1", Collective::Rows::one}, {"T", Collective::Rows::tokens}, {"L", Collective::Rows::logits}}};
 constexpr std::array<std::pair<std::string_view, int32_t>, 3> kElementBytes = {{{"f32", 4}, {"bf16", 2}, {"i32", 4}}};
+
+/// "1", "T", "L", or this rank's tokens over an axis, as "T/dp".
+void parse_rows(const JsonNode &node, const Mesh &mesh, Collective &c) {
+  if (node.text().starts_with("T/")) {
+    c.rows = Collective::Rows::tokens;
+    c.rows_axis = find_axis(node, node.text().substr(2), mesh);
+    if (c.rows_axis == c.axis)
+      fail(TS_BAD_PLAN, node.where(), " is ", in_quotes(node.text()), ", the collective's own axis");
+    return;
+  }
+  c.rows = word_of(node, kRows);
+}
 
 /// The buffer holds outer * run elements, at the most rows that a step may have.
 void check_collective_buffer(const JsonNode &node, const Program &program, const Collective &c, const Buffer &buffer,
@@ -166,36 +183,57 @@ void check_collective_buffer(const JsonNode &node, const Program &program, const
        " times ", run, " elements of ", c.element_bytes, " bytes do not fit");
 }
 
-Launch parse_collective(const JsonNode &node, const Plan &plan, const Program &program) {
-  constexpr int64_t kMaxTimes = 1 << 26, kMaxRun = int64_t{1} << 36;
+/// What a collective does, but for its arguments.
+Collective parse_fields(const JsonNode &node, const Mesh &mesh) {
+  using Kind = Collective::Kind;
+  // with 2^20 tokens and 2^8 ranks no product of an outer's leaves 63 bits
+  constexpr int64_t kMaxTimes = 1 << 26, kMaxRun = int64_t{1} << 34;
   Collective c;
   c.kind = word_of(node["collective"], kCollectives);
-  const bool reduces = c.kind == Collective::Kind::all_reduce || c.kind == Collective::Kind::reduce_scatter;
+  const bool reduces = c.kind == Kind::all_reduce || c.kind == Kind::reduce_scatter;
   if (reduces) {
-    node.expect_keys({"args", "axis", "collective", "dtype", "op", "reduce", "rows", "run", "times"});
+    node.expect_keys({"args", "axis", "collective", "dtype", "op", "reduce", "rows", "run", "times"}, {"parts"});
     c.reduce = word_of(node["reduce"], kReductions);
+  } else if (c.kind == Kind::all_to_all) {
+    node.expect_keys({"args", "axis", "collective", "dtype", "gathers", "op", "part", "rows", "run", "times"},
+                     {"parts"});
+    c.gathers_first = word_of(node["gathers"], kGathers);
+    c.part = node["part"].integer(1, kMaxTimes);
   } else {
-    node.expect_keys({"args", "axis", "collective", "dtype", "op", "rows", "run", "times"});
+    node.expect_keys({"args", "axis", "collective", "dtype", "op", "rows", "run", "times"}, {"parts"});
   }
-  c.axis = parse_axis(node["axis"], plan.mesh());
-  c.num_ranks = plan.mesh().axes[static_cast<size_t>(c.axis)].size;
-  c.rows = word_of(node["rows"], kRows);
+  c.axis = parse_axis(node["axis"], mesh);
+  c.num_ranks = mesh.axes[static_cast<size_t>(c.axis)].size;
+  parse_rows(node["rows"], mesh, c);
+  if (const auto parts = node.find("parts")) {
+    c.tokens = word_of(*parts, kParts);
+    if (c.kind == Kind::all_reduce || c.rows != Collective::Rows::one) {
+      fail(TS_BAD_PLAN, parts->where(),
+           " is 'tokens', wanted it of no all_reduce, and with rows '1': tokens come first");
+    }
+  }
   const JsonNode dtype = node["dtype"];
   c.element_bytes = word_of(dtype, kElementBytes);
   if (reduces && dtype.text() != "f32") {
     fail(TS_BAD_PLAN, dtype.where(), " is ", in_quotes(dtype.text()), ", wanted 'f32': ranks add in f32");
   }
   c.times = node["times"].integer(1, kMaxTimes);
-  c.run = node["run"].integer(1, kMaxRun);
+  c.run = node["run"].integer(1, kMaxRun / c.part);
+  return c;
+}
 
+Launch parse_collective(const JsonNode &node, const Plan &plan, const Program &program) {
+  const Collective c = parse_fields(node, plan.mesh());
   Launch launch;
   launch.op = node["op"].text();
   const JsonNode args = node["args"];
   check_count(args, 2, 2);
+  const int64_t all = program.limits.max_tokens, mine = c.most_tokens(program.limits, plan.mesh());
   for (size_t i = 0; i < 2; ++i) {
     const Argument argument = parse_argument(args.at(i), plan, program);
     if (argument.kind != Argument::Kind::buffer) fail(TS_BAD_PLAN, args.at(i).where(), " is no buffer");
-    check_collective_buffer(args.at(i), program, c, program.buffers[argument.index], i == 0 ? c.in_run() : c.out_run());
+    check_collective_buffer(args.at(i), program, c, program.buffers[argument.index],
+                            i == 0 ? c.in_run(mine, all) : c.out_run(mine, all));
     launch.arguments.push_back(argument);
   }
   const Buffer &in = program.buffers[launch.arguments[0].index], &out = program.buffers[launch.arguments[1].index];
@@ -209,8 +247,9 @@ Launch parse_collective(const JsonNode &node, const Plan &plan, const Program &p
 
 Launch parse_launch(const JsonNode &node, const Plan &plan, const Program &program) {
   if (node.find("collective")) return parse_collective(node, plan, program);
-  node.expect_keys({"args", "kernel", "op"});
+  node.expect_keys({"args", "kernel", "op"}, {"tokens"});
   Launch launch;
+  if (const auto axis = node.find("tokens")) launch.tokens_axis = parse_axis(*axis, plan.mesh());
   const JsonNode kernel = node["kernel"];
   launch.kernel = kernel.text();
   const auto is_word = [](char c) {
@@ -242,6 +281,42 @@ void parse_logits(const JsonNode &node, Program &program) {
 }
 
 }  // namespace
+
+int64_t Collective::most_tokens(const Limits &limits, const Mesh &mesh) const {
+  return mesh.by_sequence(axis) ? limits.max_tokens : (limits.max_tokens + num_ranks - 1) / num_ranks;
+}
+
+int64_t Collective::in_run(int64_t mine, int64_t all) const {
+  const int64_t own = tokens ? mine : 1, whole = tokens ? all : num_ranks;
+  switch (kind) {
+    case Kind::all_reduce:
+      return run;
+    case Kind::reduce_scatter:
+    case Kind::slice:
+      return whole * run;
+    case Kind::all_gather:
+      return own * run;
+    case Kind::all_to_all:
+      return gathers_first ? own * part * num_ranks * run : whole * part * run;
+  }
+  return run;
+}
+
+int64_t Collective::out_run(int64_t mine, int64_t all) const {
+  const int64_t own = tokens ? mine : 1, whole = tokens ? all : num_ranks;
+  switch (kind) {
+    case Kind::all_reduce:
+      return run;
+    case Kind::reduce_scatter:
+    case Kind::slice:
+      return own * run;
+    case Kind::all_gather:
+      return whole * run;
+    case Kind::all_to_all:
+      return gathers_first ? whole * part * run : own * part * num_ranks * run;
+  }
+  return run;
+}
 
 Program parse_program(const Plan &plan, std::string_view target, int32_t rank) {
   const std::string name = "tsp/program/" + std::string(target);

@@ -41,30 +41,41 @@ struct Argument {
 ///   reduce_scatter  out[o][e] = in_0[o][r][e] + in_1[o][r][e] + ...
 ///   all_gather      out[o][q][e] = in_q[o][e]
 ///   slice           out[o][e] = in[o][r][e]
+///   all_to_all      of two dims, one is gathered and the other split: out[o][q][p][e] = in_q[o][p][r][e] if the first is
+///                   gathered, out[o][p][q][e] = in_q[o][r][p][e] if the second is; p < part
+/// The dim of ranks' parts, [q][e] above and of an all_to_all [q][p], may be ragged: where `tokens`, a rank's part of it is its
+/// tokens of the step (token_parts.h), and `run` (of an all_to_all `part`) that of one token.
 struct Collective {
-  enum class Kind : uint8_t { all_reduce, reduce_scatter, all_gather, slice };
+  enum class Kind : uint8_t { all_reduce, reduce_scatter, all_gather, all_to_all, slice };
   enum class Reduce : uint8_t { sum, max };
   enum class Rows : uint8_t { one, tokens, logits };
   Kind kind = Kind::all_reduce;
   Reduce reduce = Reduce::sum;
   Rows rows = Rows::one;
+  int32_t rows_axis = -1;     ///< if rows are tokens, and those of this rank's part over an axis: which
+  bool tokens = false;        ///< ranks' parts are their tokens
+  bool gathers_first = true;  ///< of an all_to_all's two dims
   int32_t axis = 0;           ///< of the mesh
   int32_t num_ranks = 1;      ///< on it
   int32_t element_bytes = 4;  ///< a reduction's elements are f32
   int64_t times = 1;
-  int64_t run = 1;  ///< elements e of one rank
+  int64_t part = 1;  ///< of an all_to_all: runs of one rank in its first dim
+  int64_t run = 1;   ///< elements e of one rank
 
   int64_t outer(int64_t num_tokens, int64_t num_logits) const {
     return times * (rows == Rows::tokens ? num_tokens : rows == Rows::logits ? num_logits : 1);
   }
-  /// Elements of an input and an output, for each of outer.
-  int64_t in_run() const { return kind == Kind::reduce_scatter || kind == Kind::slice ? run * num_ranks : run; }
-  int64_t out_run() const { return kind == Kind::all_gather ? run * num_ranks : run; }
+  /// Elements of an input and an output for each of outer, if a rank has `mine` of `all` tokens.
+  int64_t in_run(int64_t mine, int64_t all) const;
+  int64_t out_run(int64_t mine, int64_t all) const;
+  /// The most tokens that a rank has of a step's.
+  int64_t most_tokens(const Limits &limits, const Mesh &mesh) const;
 };
 
 /// A kernel's call, or a collective.
 struct Launch {
   std::string kernel;               ///< symbol in the target's shared object; empty for a collective
+  int32_t tokens_axis = -1;         ///< a kernel's: it sees this rank's part of the batch over that axis; -1: all of it
   std::string op;                   ///< what it computes, for messages and profiles
   std::vector<Argument> arguments;  ///< a collective's: its input and output, buffers apart from each other
   std::optional<Collective> collective;

@@ -14,7 +14,7 @@ namespace {
 constexpr int32_t kTimeout_ms = 60'000;
 
 /// What rank 0 knows of the shared memory before it has met anyone.
-RankLayout layout_of(const Program &program, int32_t num_pages) {
+RankLayout layout_of(const Program &program, const Mesh &mesh, int32_t num_pages) {
   const Limits &limits = program.limits;
   RankLayout layout;
   layout.num_pages = num_pages;
@@ -22,7 +22,8 @@ RankLayout layout_of(const Program &program, int32_t num_pages) {
                                             (limits.max_context + limits.page_size - 1) / limits.page_size);
   for (const Launch &launch : program.launches) {
     if (!launch.collective) continue;
-    layout.staging_bytes = std::max(layout.staging_bytes, BoundCollective::staging_bytes(*launch.collective, limits));
+    layout.staging_bytes =
+        std::max(layout.staging_bytes, BoundCollective::staging_bytes(*launch.collective, limits, mesh));
   }
   return layout;
 }
@@ -40,7 +41,7 @@ Ranks meet_ranks(const Plan &plan, const Program &program, const RankOptions &op
   const RendezvousOptions rendezvous{options.rank, num_ranks, options.rendezvous, timeout_ms, options.children};
   const RankHello hello = make_hello(plan.seal(), program.target, num_threads);
   Company company =
-      options.rank == 0 ? lead(rendezvous, hello, layout_of(program, num_pages)) : join(rendezvous, hello);
+      options.rank == 0 ? lead(rendezvous, hello, layout_of(program, plan.mesh(), num_pages)) : join(rendezvous, hello);
   Ranks ranks;
   ranks.group = std::make_shared<SharedGroup>(std::move(company.memory), company.layout, options.rank,
                                               std::move(company.sockets));

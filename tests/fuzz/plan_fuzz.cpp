@@ -39,7 +39,7 @@ void check_refusal(const Error &error) {
 }
 
 /// What every accepted program promises to the executor.
-void check_program(const Program &program) {
+void check_program(const Program &program, const Mesh &mesh) {
   for (const Buffer &buffer : program.buffers) {
     require(buffer.offset % 64 == 0 && buffer.offset + buffer.bytes <= program.arena_bytes,
             "a buffer outside the arena");
@@ -55,7 +55,8 @@ void check_program(const Program &program) {
     const Collective &c = *launch.collective;
     require(launch.arguments.size() == 2, "a collective without input or output");
     const auto outer = static_cast<uint64_t>(c.outer(program.limits.max_tokens, program.limits.max_seqs));
-    for (const auto &[argument, run] : {std::pair(0, c.in_run()), std::pair(1, c.out_run())}) {
+    const int64_t all = program.limits.max_tokens, mine = c.most_tokens(program.limits, mesh);
+    for (const auto &[argument, run] : {std::pair(0, c.in_run(mine, all)), std::pair(1, c.out_run(mine, all))}) {
       const Buffer &buffer = program.buffers.at(launch.arguments[static_cast<size_t>(argument)].index);
       require(outer * static_cast<uint64_t>(run * c.element_bytes) <= buffer.bytes, "a collective beyond its buffer");
     }
@@ -72,7 +73,8 @@ void go_through(std::span<const uint8_t> bytes, Stage &stage) {
   plan->verify_weights();
   stage = Stage::program;
   for (const std::string &target : plan->targets()) {
-    for (const int32_t rank : {0, plan->mesh().num_ranks() - 1}) check_program(parse_program(*plan, target, rank));
+    for (const int32_t rank : {0, plan->mesh().num_ranks() - 1})
+      check_program(parse_program(*plan, target, rank), plan->mesh());
   }
   stage = Stage::whole;
 }

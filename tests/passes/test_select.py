@@ -8,11 +8,11 @@ import golden
 import pytest
 
 from tscompile.errors import CompileError, InternalError
-from tscompile.ir import Graph, Weight
+from tscompile.ir import Graph, Sym, Weight
 from tscompile.kernels.desc import Embed, Linear
 from tscompile.kernels.groups import describe, layouts_of
 from tscompile.kernels.host import best_target
-from tscompile.kernels.steps import COLLECTIVE, coordinate_of, launch_fields, steps_of
+from tscompile.kernels.steps import COLLECTIVE, coordinate_of, launch_fields, steps_of, tokens_of
 from tscompile.parser import parse
 from tscompile.passes import select
 from tscompile.weights import evaluate
@@ -79,18 +79,77 @@ ALL_TO_ALL = """graph g mesh(tp=4) {
 
 
 def test_what_a_collective_moves() -> None:
-    """An all_to_all is gathered and cut until the engine has it."""
     steps = [step for step in steps_of(parse(ALL_TO_ALL)) if step.group == COLLECTIVE]
     shared = {"axis": "tp", "dtype": "f32", "rows": "T"}
     assert [launch_fields(step) for step in steps] == [
         {**shared, "collective": "all_gather", "op": "y", "times": 4, "run": 2},
-        {**shared, "collective": "all_gather", "op": "z.whole", "times": 1, "run": 32},
-        {**shared, "collective": "slice", "op": "z", "times": 16, "run": 2},
+        {
+            **shared,
+            "collective": "all_to_all",
+            "op": "z",
+            "times": 1,
+            "part": 4,
+            "run": 2,
+            "gathers": "first",
+        },
         {**shared, "collective": "reduce_scatter", "op": "s", "times": 1, "run": 8, "reduce": "max"},
     ]
     assert [v.name for v in steps[0].inputs] == ["x"]  # the reshape moves nothing
-    assert [str(dim) for dim in steps[1].outputs[0].shape] == ["T", "16", "8"]
-    assert steps[1].outputs == steps[2].inputs
+
+
+TOKENS = """graph g mesh(dp=2, tp=2) {
+  input %token_ids: i32[T]
+  input %positions: i32[T]
+  weight @e: f32[8, 24] = checkpoint("e")
+  %ids: i32[T/tp] = group.collective(%token_ids) {
+    %ids: i32[T/tp] = slice(%token_ids; axis="tp", dim=0, ranks=2)
+  }
+  %x: f32[T/tp, 24] = group.embed(%ids, @e) {
+    %x: f32[T/tp, 24] = embedding(%ids, @e; vocab_axis="")
+  }
+  %a: f32[T, 4, 3] = group.collective(%x) {
+    %h: f32[T/tp, 4, 6] = reshape(%x; shape=[-1, 4, 6])
+    %a: f32[T, 4, 3] = all_to_all(%h; axis="tp", source=0, dim=2, ranks=2)
+  }
+  %b: f32[T/tp, 4, 6] = group.collective(%a) {
+    %b: f32[T/tp, 4, 6] = all_to_all(%a; axis="tp", source=2, dim=0, ranks=2)
+  }
+  %c: f32[T, 4, 6] = group.collective(%b) {
+    %c: f32[T, 4, 6] = all_gather(%b; axis="tp", dim=0, ranks=2)
+  }
+  %d: f32[T/dp, 4, 6] = group.collective(%c) {
+    %d: f32[T/dp, 4, 6] = reduce_scatter(%c; axis="dp", op="sum", dim=0, ranks=2)
+  }
+  %e: f32[T/dp, 2, 6] = group.collective(%d) {
+    %e: f32[T/dp, 2, 6] = slice(%d; axis="tp", dim=1, ranks=2)
+  }
+  output %e
+}"""
+
+
+def test_tokens_that_are_shared_out() -> None:
+    """Ranks' parts are tokens; rows are those of a part; and a batch array is read as a part of it."""
+    embed, *steps = steps_of(parse(TOKENS))
+    assert (embed.group, [v.name for v in embed.inputs], tokens_of(embed)) == (
+        "embed",
+        ["token_ids", "e"],
+        "tp",
+    )
+    made = describe(embed, {})
+    assert isinstance(made, Embed)
+    assert made.ids == "token_ids"
+    tokens = {"dtype": "f32", "axis": "tp", "rows": "1", "times": 1, "parts": "tokens"}
+    moved = {"collective": "all_to_all", "part": 4, "run": 3}
+    assert [launch_fields(step) for step in steps] == [
+        {**tokens, **moved, "op": "a", "gathers": "first"},
+        {**tokens, **moved, "op": "b", "gathers": "second"},
+        {**tokens, "collective": "all_gather", "op": "c", "run": 24},
+        {**tokens, "collective": "reduce_scatter", "op": "d", "axis": "dp", "run": 24, "reduce": "sum"},
+        {
+            **{"collective": "slice", "op": "e", "dtype": "f32", "axis": "tp", "rows": "T/dp"},
+            **{"times": 1, "run": 12},
+        },
+    ]
 
 
 def test_a_vocabulary_that_is_sharded() -> None:
@@ -113,8 +172,8 @@ def test_a_vocabulary_that_is_sharded() -> None:
 def test_collectives_that_the_engine_does_not_have() -> None:
     graph = parse(ALL_TO_ALL)
     tokens, rounded = graph.groups()[1], graph.groups()[3]
-    tokens.body[-1].attrs["dim"] = 0
-    with pytest.raises(InternalError, match=r"all_gather of \['T', '4', '2'\] along dim 0"):
+    tokens.body[-1].inputs[0].shape = (Sym("T"), 4, Sym("T"))
+    with pytest.raises(InternalError, match=r"all_gather of \['T', '4', 'T'\]"):
         launch_fields(tokens)
     rounded.inputs[0].dtype = "bf16"
     with pytest.raises(InternalError, match="reduce_scatter of bf16, wanted f32"):

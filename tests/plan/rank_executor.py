@@ -4,16 +4,20 @@ numpy: what the engine's processes must give, without the engine."""
 from __future__ import annotations
 
 import ctypes
+import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tscompile.interpret import Batch
-from tscompile.mesh import Mesh
+from tscompile.mesh import Mesh, by_sequence, token_starts
 from tscompile.reader import Plan
 
 ARRAYS = ("token_ids", "positions", "slots", "query_start", "context_len", "page_table", "logit_rows")
+
+
+REDUCE = {"sum": np.add, "max": np.maximum}
 
 
 class _Batch(ctypes.Structure):
@@ -44,6 +48,7 @@ class RankExecutor:
         self.library = ctypes.CDLL(str(library))
         kv = self.program["kv"]
         ranks = range(self.mesh.num_ranks)
+        self.num_pages = num_pages  # of each owner of sequences; numbered over all of them
         self.arenas = [aligned(self.program["arena_bytes"]) for _ in ranks]
         self.caches = [
             [aligned(num_pages * kv["page_bytes"]) for _ in range(kv["num_layers"])] for _ in ranks
@@ -52,24 +57,50 @@ class RankExecutor:
     def run(self, batch: Batch) -> list[np.ndarray]:
         """One step; each rank's logits [L, vocab_size]."""
         arrays = {name: np.ascontiguousarray(getattr(batch, name).numpy()) for name in ARRAYS}
-        rows = {"T": len(arrays["token_ids"]), "L": len(arrays["logit_rows"]), "1": 1}
-        c_batch = _Batch(rows["T"], len(arrays["context_len"]), rows["L"], arrays["page_table"].shape[1])
-        for name, array in arrays.items():
-            setattr(c_batch, name, array.ctypes.data)
+        firsts, page_size = arrays["query_start"], self.program["limits"]["page_size"]
+        slots_each = self.num_pages * page_size
+        owners = [int(arrays["slots"][first]) // slots_each for first in firsts[:-1]]
+        tokens = len(arrays["token_ids"])
+        self.starts = {
+            axis: token_starts(axis, size, tokens, firsts, owners) for axis, size in self.mesh.axes
+        }
+        self.rows = {"T": tokens, "L": len(arrays["logit_rows"]), "1": 1}
         for launch in self.program["launches"]:
             if "collective" in launch:
-                self.collective(launch, rows[launch["rows"]] * launch["times"])
+                self.collective(launch)
             else:
                 for rank in range(self.mesh.num_ranks):
-                    self.kernel(launch, c_batch, rank)
+                    self.kernel(launch, self.part(arrays, launch.get("tokens", ""), rank), rank)
         logits, limits = self.program["logits"], self.program["limits"]
-        shape = (rows["L"], logits["stride"])
+        shape = (self.rows["L"], logits["stride"])
         return [
             self.values(rank, logits["buffer"], "f32", shape)[:, : limits["vocab_size"]].copy()
             for rank in range(self.mesh.num_ranks)
         ]
 
-    def kernel(self, launch: dict[str, Any], batch: _Batch, rank: int) -> None:
+    def part(self, arrays: dict[str, np.ndarray], axis: str, rank: int) -> dict[str, np.ndarray]:
+        """The batch, or the rank's tokens of it over `axis`; by sequence also its sequences."""
+        if not axis:
+            return arrays
+        at = self.mesh.coords(rank)[axis]
+        first, end = self.starts[axis][at], self.starts[axis][at + 1]
+        part = {name: arrays[name][first:end] for name in ("token_ids", "positions", "slots")}
+        # what no kernel may read of a part in equal parts
+        empty = {name: np.zeros((0, 1) if name == "page_table" else 0, np.int32) for name in ARRAYS}
+        if not by_sequence(axis):
+            return empty | part
+        starts = arrays["query_start"]
+        mine = (starts[:-1] >= first) & (starts[:-1] < end)
+        part["query_start"] = np.append(starts[:-1][mine], end).astype(np.int32) - np.int32(first)
+        return empty | part | {name: arrays[name][mine] for name in ("context_len", "page_table")}
+
+    def kernel(self, launch: dict[str, Any], arrays: dict[str, np.ndarray], rank: int) -> None:
+        table = arrays["page_table"]
+        batch = _Batch(
+            len(arrays["token_ids"]), len(arrays["context_len"]), len(arrays["logit_rows"]), table.shape[1]
+        )
+        for name, array in arrays.items():
+            setattr(batch, name, array.ctypes.data)
         addresses = [self.address(argument, rank) for argument in launch["args"]]
         pointers = (ctypes.c_void_p * len(addresses))(*addresses)
         args, kernel = _Args(ctypes.pointer(batch), pointers), getattr(self.library, launch["kernel"])
@@ -81,9 +112,10 @@ class RankExecutor:
             return int(self.arenas[rank].ctypes.data) + int(
                 self.program["buffers"][argument["buffer"]]["offset"]
             )
-        if "kv" in argument:
-            return int(self.caches[rank][argument["kv"]].ctypes.data)
         coords = self.mesh.coords(rank)
+        if "kv" in argument:
+            first = coords.get("dp", 0) * self.num_pages * self.program["kv"]["page_bytes"]
+            return int(self.caches[rank][argument["kv"]].ctypes.data) - first
         at = ",".join(f"{axis}={coords[axis]}" for axis in argument.get("axes", ()))
         data = self.plan.bytes(argument["weight"] + (f"@{at}" if at else ""))
         assert len(data) == argument["bytes"]
@@ -91,30 +123,55 @@ class RankExecutor:
 
     def values(self, rank: int, buffer: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         """A view of a buffer, of f32 or the bits of bf16."""
-        stored = np.dtype(np.float32 if dtype == "f32" else np.uint16)
+        stored = np.dtype({"f32": np.float32, "bf16": np.uint16, "i32": np.int32}[dtype])
         where = self.program["buffers"][buffer]
         num_bytes = int(np.prod(shape)) * stored.itemsize
         assert num_bytes <= where["bytes"], (where["name"], shape)
         return self.arenas[rank][where["offset"] :][:num_bytes].view(stored).reshape(shape)
 
-    def collective(self, launch: dict[str, Any], outer: int) -> None:
-        kind, run = launch["collective"], launch["run"]
-        given, taken = (argument["buffer"] for argument in launch["args"])
+    def collective(self, launch: dict[str, Any]) -> None:
         for first in range(self.mesh.num_ranks):
             group = self.mesh.group(first, launch["axis"])
-            if group[0] != first:
-                continue
-            n = len(group)
-            whole_in = kind in ("reduce_scatter", "slice")
-            shape = (outer, n, run) if whole_in else (outer, run)
-            inputs = [self.values(rank, given, launch["dtype"], shape).copy() for rank in group]
-            if kind in ("all_reduce", "reduce_scatter"):
-                total = inputs[0]
-                for term in inputs[1:]:
-                    total = total + term if launch["reduce"] == "sum" else np.maximum(total, term)
-                inputs = [total] * n
-            for at, rank in enumerate(group):
-                out = inputs[at][:, at] if whole_in else inputs[at]
-                if kind == "all_gather":
-                    out = np.stack(inputs, axis=1)
-                self.values(rank, taken, launch["dtype"], out.shape)[...] = out
+            if group[0] == first:
+                self.collect(launch, group)
+
+    def collect(self, launch: dict[str, Any], group: list[int]) -> None:
+        """The collective of one group of ranks."""
+        kind, run, part, n = launch["collective"], launch["run"], launch.get("part", 1), len(group)
+        given, taken = (argument["buffer"] for argument in launch["args"])
+        starts = self.starts[launch["axis"]] if "parts" in launch else list(range(n + 1))
+        sizes = np.diff(starts).tolist()
+        rows, _, over = launch["rows"].partition("/")
+        outer = self.rows[rows] * launch["times"]
+        if over:
+            at = self.mesh.coords(group[0])[over]
+            outer = (self.starts[over][at + 1] - self.starts[over][at]) * launch["times"]
+
+        def read(*shape: int) -> list[np.ndarray]:
+            return [self.values(rank, given, launch["dtype"], (outer, *shape)).copy() for rank in group]
+
+        whole = starts[-1]
+        if kind == "all_reduce":
+            outputs = [functools.reduce(REDUCE[launch["reduce"]], read(run))] * n
+        elif kind in ("reduce_scatter", "slice"):
+            terms = read(whole, run)
+            if kind == "reduce_scatter":
+                terms = [functools.reduce(REDUCE[launch["reduce"]], terms)] * n
+            outputs = [term[:, starts[at] : starts[at + 1]] for at, term in enumerate(terms)]
+        elif kind == "all_gather":
+            parts = [
+                self.values(rank, given, launch["dtype"], (outer, size, run)).copy()
+                for rank, size in zip(group, sizes, strict=True)
+            ]
+            outputs = [np.concatenate(parts, axis=1)] * n
+        elif launch["gathers"] == "first":
+            parts = [
+                self.values(rank, given, launch["dtype"], (outer, size * part, n, run)).copy()
+                for rank, size in zip(group, sizes, strict=True)
+            ]
+            outputs = [np.concatenate([term[:, :, at] for term in parts], axis=1) for at in range(n)]
+        else:
+            stacked = np.stack(read(whole, part, run), axis=3)  # [outer, whole, part, ranks, run]
+            outputs = [stacked[:, starts[at] : starts[at + 1]] for at in range(n)]
+        for rank, out in zip(group, outputs, strict=True):
+            self.values(rank, taken, launch["dtype"], out.shape)[...] = out

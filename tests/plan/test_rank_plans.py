@@ -9,7 +9,7 @@ import numpy as np
 import plans
 import pytest
 import torch
-from checkpoints import reference
+from checkpoints import SPECS, reference
 from rank_executor import RankExecutor
 from test_variants import VARIANTS, write
 
@@ -55,6 +55,29 @@ def test_tokens_are_those_of_one_rank(tmp_path: Path) -> None:
         assert found[ranks][0] == found[1][0]
         for one, several in zip(found[1][1], found[ranks][1], strict=True):
             assert np.abs(several - one).max() <= 1e-4 * np.abs(one).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh"), [("mistral-window", {"tp": 4}), ("deepseek-routed", {"ep": 2, "tp": 2})]
+)
+def test_tokens_in_parts(
+    name: str, mesh: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where moving tokens costs nothing norms and more run on a part of them, whatever their number."""
+    reference(SPECS[name]).save_pretrained(tmp_path)
+    prompts = {"a": list(range(40)), "b": [60, 59, 3]}
+    one = greedy(plans.build(tmp_path, tmp_path / "1.tsp", page_size=PAGE_SIZE), prompts)
+    monkeypatch.setattr(propagate, "prices_of", lambda _: plans.prices(1e-8, 1e12, sharded=True))
+    path = plans.build(tmp_path, tmp_path / "several.tsp", page_size=PAGE_SIZE, **mesh)
+    launches = Plan(path).json(f"tsp/program/{best_target()}")["launches"]
+    assert any("tokens" in launch for launch in launches)
+    assert {"all_gather", "reduce_scatter"} <= {
+        x["collective"] for x in launches if x.get("parts") == "tokens"
+    }
+    several = greedy(path, prompts)
+    assert several[0] == one[0]
+    for whole, parts in zip(one[1], several[1], strict=True):
+        assert np.abs(parts - whole).max() <= 1e-4 * np.abs(whole).max()
 
 
 def test_a_user_model_with_its_vocabulary_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

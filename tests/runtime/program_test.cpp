@@ -174,10 +174,57 @@ TEST(ProgramOfRanks, IsRead) {
   ASSERT_TRUE(gather);
   EXPECT_EQ(gather->kind, Collective::Kind::all_gather);
   EXPECT_EQ(gather->rows, Collective::Rows::tokens);
-  EXPECT_EQ(gather->in_run(), kWidth / 4);
-  EXPECT_EQ(gather->out_run(), kWidth);
+  EXPECT_EQ(gather->in_run(6, 24), kWidth / 4);
+  EXPECT_EQ(gather->out_run(6, 24), kWidth);
   EXPECT_EQ(gather->outer(7, 2), 7);
   EXPECT_EQ(program.launches.back().collective->outer(7, 2), 2);
+}
+
+/// The all_gather of the program, as another collective.
+Collective with_collective(const std::function<void(Json &)> &edit) {
+  TestPlan parts = test_plan_of_ranks(kMesh);
+  parts.edit_program("cpu-avx2", [&](Json &p) { edit(p["launches"][5]); });
+  return parse(parts, 5).launches[5].collective.value();
+}
+
+TEST(ProgramOfRanks, ReadsPartsOfTokens) {
+  const Collective gather = with_collective([](Json &launch) {
+    launch["parts"] = "tokens";
+    launch["rows"] = "1";
+    launch["run"] = kWidth / 4;  // of one token: 24 at most, of which a rank has 6
+  });
+  EXPECT_TRUE(gather.tokens);
+  EXPECT_EQ(gather.in_run(6, 24), 6 * kWidth / 4);
+  EXPECT_EQ(gather.out_run(6, 24), 24 * kWidth / 4);
+  EXPECT_EQ(with_collective([](Json &launch) { launch["rows"] = "T/ep"; }).rows_axis, 0);
+
+  const auto all_to_all = [](Json &launch) {
+    launch["collective"] = "all_to_all";
+    launch["gathers"] = "second";
+    launch["parts"] = "tokens";
+    launch["rows"] = "1";
+    launch["part"] = 2;
+    launch["run"] = kWidth / 8;
+  };
+  const Collective exchange = with_collective(all_to_all);
+  EXPECT_FALSE(exchange.gathers_first);
+  EXPECT_EQ(exchange.in_run(6, 24), 24 * 2 * kWidth / 8);
+  EXPECT_EQ(exchange.out_run(6, 24), 6 * 2 * 4 * kWidth / 8);
+  expect_in(refusal([&] {
+              with_collective([&](Json &launch) {
+                all_to_all(launch);
+                launch["part"] = 1 << 26;
+              });
+            }),
+            {"launches[5].args[0] ('", "do not fit"});
+  expect_in(refusal([&] {
+              with_collective([&](Json &launch) {
+                all_to_all(launch);
+                launch["part"] = 1 << 26;
+                launch["run"] = 257;
+              });
+            }),
+            {"launches[5].run is '257', wanted an integer from 1 to 256"});
 }
 
 TEST(ProgramOfRanks, ChecksShardedWeights) {
@@ -200,11 +247,16 @@ TEST(ProgramOfRanks, ChecksCollectives) {
   const auto field = [](const char *key, const Json &value) {
     return edited_ranks([&](Json &p) { p["launches"][2][key] = value; });
   };
-  expect_in(field("collective", "all_to_all"),
-            {"launches[2].collective is 'all_to_all', wanted one of all_reduce, reduce_scatter, all_gather, slice"});
+  expect_in(field("collective", "all_to_all"), {"launches[2] lacks the key 'gathers'"});
+  expect_in(field("collective", "broadcast"), {"launches[2].collective is 'broadcast', wanted one of all_reduce, "
+                                               "reduce_scatter, all_gather, all_to_all, slice"});
   expect_in(field("reduce", "mean"), {"launches[2].reduce is 'mean', wanted one of sum, max"});
   expect_in(field("axis", "dp"), {"launches[2].axis is 'dp', the mesh has ep=2,tp=4"});
   expect_in(field("rows", "S"), {"launches[2].rows is 'S', wanted one of 1, T, L"});
+  expect_in(field("rows", "T/dp"), {"launches[2].rows is 'T/dp', the mesh has ep=2,tp=4"});
+  expect_in(field("rows", "T/tp"), {"launches[2].rows is 'T/tp', the collective's own axis"});
+  expect_in(field("parts", "rows"), {"launches[2].parts is 'rows', wanted one of tokens"});
+  expect_in(field("parts", "tokens"), {"launches[2].parts is 'tokens', wanted it of no all_reduce"});
   expect_in(field("dtype", "f64"), {"launches[2].dtype is 'f64', wanted one of f32, bf16, i32"});
   expect_in(field("dtype", "bf16"), {"launches[2].dtype is 'bf16', wanted 'f32': ranks add in f32"});
   expect_in(field("times", 0), {"launches[2].times is '0', wanted an integer from 1"});
@@ -221,6 +273,9 @@ TEST(ProgramOfRanks, ChecksCollectives) {
   for (const char *key : {"axis", "dtype", "op", "reduce", "rows", "run", "times", "args"}) {
     expect_in(edited_ranks([&](Json &p) { p["launches"][2].erase(key); }), {"launches[2] lacks the key", key});
   }
+  expect_in(edited_ranks([](Json &p) { p["launches"][5]["parts"] = "tokens"; }), {"with rows '1': tokens come first"});
+  expect_in(edited_ranks([](Json &p) { p["launches"][3]["tokens"] = "dp"; }),
+            {"launches[3].tokens is 'dp', the mesh has ep=2,tp=4"});
   expect_in(edited_ranks([](Json &p) { p["launches"][4]["reduce"] = "sum"; }),
             {"launches[4] has an unknown key 'reduce'"});
   expect_in(edited_ranks([](Json &p) { p["launches"][5]["run"] = kWidth / 2; }),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tscompile.errors import InternalError
 from tscompile.ir import BATCH_ARRAYS, Group, Op, Sym, Value, Weight
 from tscompile.kernels.desc import Arg
@@ -63,9 +65,10 @@ def result(group: Group) -> Value:
 
 
 def rows_of(value: Value) -> str:
-    """Which of the batch's sizes the value's leading dim is."""
+    """Which of the batch's sizes the value's leading dim is; of its rank's part of the batch, where tokens
+    are sharded."""
     dim = value.shape[0]
-    if not isinstance(dim, Sym) or dim not in (Sym("T"), Sym("L")):
+    if not isinstance(dim, Sym) or replace(dim, over=()) not in (Sym("T"), Sym("L")):
         raise InternalError(f"{value!r} has rows of {dim}, wanted T or L")
     return dim.name
 

@@ -1,8 +1,9 @@
 """Fused groups -> what a CPU runs, a launch each: kernels, and collectives of the engine.
 
 The engine's collectives do nothing but their collective, and kernels are the same for all ranks and know of
-none. So a group that holds both becomes two steps, an all_to_all an all_gather and a slice, and a kernel that
-depends on its rank's coordinate reads it from a weight.
+none. So a group that holds both becomes two steps, and a kernel that depends on its rank's coordinate reads
+it from a weight. A kernel that works on its rank's part of the tokens is given that part of the batch: to
+slice a batch array is no step.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ import math
 from typing import Any
 
 from tscompile.errors import InternalError
-from tscompile.ir import Graph, Group, Op, Sym, Value, Weight, unique
-from tscompile.kernels.roles import is_constant, rows_of
+from tscompile.ir import BATCH_ARRAYS, Dim, Graph, Group, Op, Sym, Value, Weight, unique
 from tscompile.mesh import Mesh
 from tscompile.ops import lookup
 from tscompile.ops.base import integer
@@ -30,14 +30,14 @@ def steps_of(graph: Graph) -> list[Group]:
     reads."""
     steps: list[Group] = []
     coordinates: dict[str, Weight] = {}
-    for group in graph.groups():
+    for group in _of_the_batch(graph.groups()):
         across = next((op for op in group.body if lookup(op.kind).across), None)
         if across is None:
             steps.append(_located(group, graph.mesh, coordinates))
             continue
         first = _ancestors(group, across)
         rest = [op for op in group.body if not any(op is other for other in first)]
-        steps += _realised(_part(COLLECTIVE, first, group), across)
+        steps.append(_part(COLLECTIVE, first, group))
         if rest:
             steps.append(_part(REST[group.group], rest, group))
     return steps
@@ -62,30 +62,79 @@ def _located(group: Group, mesh: Mesh, coordinates: dict[str, Weight]) -> Group:
     return dataclasses.replace(group, inputs=[*group.inputs, coordinates[axis]])
 
 
+def tokens_of(step: Group) -> str:
+    """The axis over which the tokens are sharded that the step works on, or ""."""
+    values = [*step.outputs, *step.inputs]
+    axes = {dim.over for v in values for dim in v.shape if isinstance(dim, Sym) and dim.over}
+    if len(axes) > 1 or any(len(over) > 1 for over in axes):
+        raise InternalError(f"{step.name} works on tokens over {sorted(axes)}, wanted one axis")
+    return next((over[0] for over in axes), "")
+
+
 def launch_fields(step: Group) -> dict[str, Any]:
     """A collective step as the program says it (ARCHITECTURE.md, "The program"), but for its arguments. The
     value is [rows, times, run of one rank] or, where the ranks' parts lie together, [rows, times, ranks,
+    run]; of an all_to_all, [rows, times, part of one rank, ranks, run of one rank] or [..., ranks, part,
     run]."""
     op = step.body[-1]
     kind, x, out = op.kind, op.inputs[0], op.outputs[0]
-    reduces = "op" in op.attrs
-    if reduces and x.dtype != "f32":
+    if "op" in op.attrs and x.dtype != "f32":
         raise InternalError(f"{step.name}: {kind} of {x.dtype}, wanted f32: what a linear gives")
-    part = x if kind == "all_gather" else out  # of one rank
-    first = sum(isinstance(dim, Sym) for dim in part.shape)
-    dim = integer(op.attrs, "dim") if "dim" in op.attrs else first
-    if first > 1 or dim < first or any(isinstance(d, Sym) for d in part.shape[first:]):
-        raise InternalError(f"{step.name}: {kind} of {list(map(str, part.shape))} along dim {dim}")
+    first = sum(isinstance(dim, Sym) for dim in x.shape)  # dim that is no row
+    dims = sorted(integer(op.attrs, key) for key in ("source", "dim") if key in op.attrs) or [first]
+    if first > 1 or any(isinstance(d, Sym) for d in x.shape[first:]):
+        raise InternalError(f"{step.name}: {kind} of {list(map(str, x.shape))}")
+    # of each dim that is moved, what one rank has; of any other dim the two are alike
+    local = [_shorter(a, b) for a, b in zip(x.shape, out.shape, strict=True)]
+    tokens = first == 1 and dims[0] == 0  # the first dim that is moved
     fields = {
         "collective": kind,
         "op": step.name,
         "axis": str(op.attrs["axis"]),
         "dtype": x.dtype,
-        "rows": "1" if is_constant(part) else rows_of(part),
-        "times": math.prod(d for d in part.shape[first:dim] if isinstance(d, int)),
-        "run": math.prod(d for d in part.shape[dim:] if isinstance(d, int)),
+        "rows": "1" if tokens or not first else str(x.shape[0]),
+        "times": math.prod(_known(d) for d in local[first : dims[0]]),
+        "run": math.prod(_known(d) for d in local[dims[-1] :] if not isinstance(d, Sym)),
     }
-    return fields | ({"reduce": str(op.attrs["op"])} if reduces else {})
+    if tokens:
+        fields["parts"] = "tokens"
+    if kind == "all_to_all":
+        fields["gathers"] = "first" if integer(op.attrs, "source") == dims[0] else "second"
+        fields["part"] = math.prod(_known(d) for d in local[dims[0] + tokens : dims[1]])
+    return fields | ({"reduce": str(op.attrs["op"])} if "op" in op.attrs else {})
+
+
+def _shorter(one: Dim, other: Dim) -> Dim:
+    return min(one, other) if isinstance(one, int) and isinstance(other, int) else one
+
+
+def _known(dim: Dim) -> int:
+    assert isinstance(dim, int), dim
+    return dim
+
+
+def _of_the_batch(groups: list[Group]) -> list[Group]:
+    """The groups without those that slice a batch array; what these gave is the array again, of which a
+    launch sees its rank's part."""
+    arrays: dict[int, Value] = {}
+    rest = []
+    for group in groups:
+        op, array = group.body[-1], group.inputs[0] if group.inputs else None
+        sliced = len(group.body) == 1 and op.kind == "slice" and array is not None
+        if sliced and array is not None and array.name in BATCH_ARRAYS and integer(op.attrs, "dim") == 0:
+            arrays[id(op.outputs[0])] = array
+        else:
+            rest.append(group)
+
+    def renamed(op: Op) -> Op:
+        return dataclasses.replace(op, inputs=[arrays.get(id(v), v) for v in op.inputs])
+
+    if not arrays:
+        return rest
+    return [
+        dataclasses.replace(group, inputs=renamed(group).inputs, body=[renamed(op) for op in group.body])
+        for group in rest
+    ]
 
 
 def _ancestors(group: Group, op: Op) -> list[Op]:
@@ -111,27 +160,3 @@ def _part(kind: str, body: list[Op], group: Group) -> Group:
     kept = others | {id(v) for v in group.outputs}
     outputs = [v for v in made if id(v) in kept]
     return Group("group", inputs, outputs, {}, body[0].source, group=kind, body=body)
-
-
-def _realised(step: Group, op: Op) -> list[Group]:
-    """The step as collectives that the engine has."""
-    if op.kind != "all_to_all":
-        return [step]
-    x, out = op.inputs[0], op.outputs[0]
-    source, dim, ranks = (integer(op.attrs, key) for key in ("source", "dim", "ranks"))
-    shape = list(x.shape)
-    shape[source] = _times(shape[source], ranks)
-    whole = Value(f"{out.name}.whole", tuple(shape), x.dtype)
-    shared = {"axis": op.attrs["axis"], "ranks": ranks}
-    gather = Op("all_gather", [x], [whole], {**shared, "dim": source}, op.source)
-    cut = Op("slice", [whole], [out], {**shared, "dim": dim}, op.source)
-    before = [other for other in step.body if other is not op]
-    return [
-        Group("group", list(step.inputs), [whole], {}, op.source, group=COLLECTIVE, body=[*before, gather]),
-        Group("group", [whole], list(step.outputs), {}, op.source, group=COLLECTIVE, body=[cut]),
-    ]
-
-
-def _times(dim: object, ranks: int) -> int:
-    assert isinstance(dim, int), dim
-    return dim * ranks

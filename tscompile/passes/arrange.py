@@ -16,8 +16,9 @@ from tscompile.build import Build, Options, TargetBuild
 from tscompile.errors import CompileError, InternalError
 from tscompile.ir import DTYPES, Graph, Group, Sym, Value, Weight
 from tscompile.kernels.desc import page_elements
-from tscompile.kernels.steps import COLLECTIVE, launch_fields
+from tscompile.kernels.steps import COLLECTIVE, launch_fields, tokens_of
 from tscompile.layout import ALIGN, round_up
+from tscompile.mesh import by_sequence
 from tscompile.ops.base import ints
 from tscompile.passes.pack import Packed
 
@@ -47,7 +48,7 @@ def run(build: Build) -> None:
     assert build.model is not None
     limits = limits_of(build.options, build.model.max_context, build.model.vocab_size)
     for target in build.targets.values():
-        lives = lives_of(target.steps, build.graph.outputs, limits)
+        lives = lives_of(target.steps, build.graph, limits)
         arena_bytes = place(lives)
         check(lives, arena_bytes)
         target.program = {
@@ -94,10 +95,12 @@ def page_bytes(graph: Graph, page_size: int) -> int:
     return max(sizes)
 
 
-def lives_of(steps: Sequence[Group], outputs: Sequence[Value], limits: dict[str, int]) -> list[Life]:
+def lives_of(steps: Sequence[Group], graph: Graph, limits: dict[str, int]) -> list[Life]:
     """A life for every value that a launch makes and another reads, in order of birth. The graph's outputs
     live to the end."""
     most = {"T": limits["max_tokens"], "S": limits["max_seqs"], "L": limits["max_seqs"]}
+    # of tokens by sequence a rank may have all
+    most |= {axis: size for axis, size in graph.mesh.axes if not by_sequence(axis)}
     lives: dict[int, Life] = {}
     for index, step in enumerate(steps):
         for value in step.inputs:
@@ -106,7 +109,7 @@ def lives_of(steps: Sequence[Group], outputs: Sequence[Value], limits: dict[str,
         for value in step.outputs:
             if not value.state:
                 lives[id(value)] = Life(value, bytes_of(value, most), index, index)
-    for value in outputs:
+    for value in graph.outputs:
         lives[id(value)].last = len(steps)
     return list(lives.values())
 
@@ -174,7 +177,10 @@ def launches_of(
         if step.group == COLLECTIVE:
             launches.append({**launch_fields(step), "args": arguments})
         elif step.name in target.symbols:
-            launches.append({"kernel": target.symbols[step.name], "op": step.name, "args": arguments})
+            tokens = {"tokens": tokens_of(step)} if tokens_of(step) else {}
+            launches.append(
+                {"kernel": target.symbols[step.name], "op": step.name, "args": arguments} | tokens
+            )
         else:
             raise InternalError(f"select gave {step.name} no kernel for {target.target}")
     return launches
