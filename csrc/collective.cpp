@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <utility>
 
 namespace ts {
@@ -85,8 +86,9 @@ bool BoundCollective::run(const TokenParts &tokens, int thread, int num_threads)
     return true;
   }
   // Staged even where there are no rows: barriers keep the halves apart.
-  const int64_t mine = what_.tokens ? tokens.of(what_.axis).num_tokens : 1;
-  if (what_.num_ranks > 1 && !stage(outer * what_.in_run(mine, all), thread, num_threads)) return false;
+  const Parts counts = parts(tokens, 1);
+  const auto elements = [&](size_t q) { return outer * what_.in_run(counts.size(q), all); };
+  if (what_.num_ranks > 1 && !stage(elements, thread, num_threads)) return false;
   if (kind == Collective::Kind::all_reduce) reduce(outer, what_.run, 0, what_.run, thread, num_threads);
   if (kind == Collective::Kind::reduce_scatter) {
     reduce(outer, runs.whole(), runs.begin(coordinate_), runs.size(coordinate_), thread, num_threads);
@@ -96,13 +98,16 @@ bool BoundCollective::run(const TokenParts &tokens, int thread, int num_threads)
   return true;
 }
 
-bool BoundCollective::stage(int64_t elements, int thread, int num_threads) const {
-  const auto [begin, end] = share_of(elements, thread, num_threads);
+template <class Elements>
+bool BoundCollective::stage(const Elements &elements, int thread, int num_threads) const {
+  const auto [begin, end] = share_of(elements(coordinate_), thread, num_threads);
   const auto at = static_cast<size_t>(begin * what_.element_bytes);
   std::memcpy(group_->staging(group_->rank(), half_) + at, in_ + at,
               static_cast<size_t>((end - begin) * what_.element_bytes));
-  const auto staged = static_cast<uint64_t>(elements * what_.element_bytes);
-  return group_->exchange(half_, peers_, [staged](size_t, size_t) { return StagedPart{0, staged}; });
+  const auto staged = [&](size_t from, size_t) {
+    return StagedPart{0, static_cast<uint64_t>(elements(from) * what_.element_bytes)};
+  };
+  return group_->exchange(half_, peers_, std::ref(staged));
 }
 
 /// out[0, count) = the reduction of elements from.. of every rank's part.
@@ -131,7 +136,7 @@ void BoundCollective::reduce(int64_t outer, int64_t row, int64_t begin, int64_t 
 }
 
 bool BoundCollective::all_reduce_in_two(int64_t elements, int thread, int num_threads) const {
-  if (!stage(elements, thread, num_threads)) return false;
+  if (!stage([elements](size_t) { return elements; }, thread, num_threads)) return false;
   const auto num_ranks = static_cast<int64_t>(peers_.size());
   const auto results_of = [&](size_t q) {  // after the staged part
     return reinterpret_cast<float *>(group_->staging(peers_[q], half_)) + round_up(elements, kGrain);
