@@ -13,6 +13,8 @@ sys.path[:0] = [str(TESTS / "runtime"), str(TESTS / "models"), str(TESTS.parent)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/passes/golden anew")
+    parser.addoption("--cases", type=int, default=2000, help="how many random modules are placed")
+    parser.addoption("--first-case", type=int, default=0, help="the first one's seed")
 
 
 @pytest.fixture(scope="session")

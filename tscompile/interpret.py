@@ -78,8 +78,7 @@ class Interpreter:
         definition = lookup(op.kind)
         if definition.across:
             axis = str(op.attrs["axis"])
-            ragged = any(axis in over_of(v) for v in (*op.inputs, *op.outputs))
-            starts = self.starts[axis] if ragged else None
+            starts = self.starts[axis] if axis in over_of(op.outputs[0]) else None
             for rank in range(len(ranks)):
                 group = self.mesh.group(rank, axis)
                 if group[0] == rank:

@@ -62,7 +62,7 @@ def _strategies(op: Op, axis: str, ranks: int, tokens: bool, taken: frozenset[st
         return [nothing]
     result = [nothing]
     for factor in dict.fromkeys(name for dims in rule.inputs for name in dims if name != "."):
-        if factor not in taken and _splits(op, factor, axis, ranks, tokens):
+        if factor not in taken and _splits((op, rule), factor, axis, ranks, tokens):
             result.append(_sharded(op, rule, factor))
     for indices in rule.partial:
         if not any(isinstance(op.inputs[i], Weight) or op.inputs[i].dtype != "f32" for i in indices):
@@ -117,9 +117,9 @@ def divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def _splits(op: Op, factor: str, axis: str, ranks: int, tokens: bool) -> bool:
+def _splits(ruled: tuple[Op, Rule], factor: str, axis: str, ranks: int, tokens: bool) -> bool:
     """Whether `ranks` ranks can share the factor out. Caches are shared out by sequence, or else by heads."""
-    rule = rule_of(op)
+    op, rule = ruled
     cached = any(v.state for v in op.inputs)
     if (factor == rule.owned and not by_sequence(axis)) or (
         cached and rule.owned and factor != rule.owned and by_sequence(axis)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from tscompile.pipeline import ALL
+
+torch.set_num_threads(1)  # what runs here is tiny
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

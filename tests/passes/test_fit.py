@@ -120,3 +120,27 @@ def test_heads_that_cannot_be_repeated() -> None:
         "model.py:7: tp=4 is more than the 2 KV heads of %kv, and they cannot be repeated: rms_norm -> %k1 "
         "(model.py:5) needs dim 1 of %k1 as it is. tp can be 1, 2"
     )
+
+
+def test_keys_that_are_given_out_too() -> None:
+    with pytest.raises(CompileError, match="they cannot be repeated: %kb is an output of the model"):
+        fitted(4, graph=GRAPH.replace("output %z", "output %z, %kb"))
+
+
+def test_keys_of_one_head_that_are_two_heads_elsewhere() -> None:
+    """Repeated as one head they would be a b a b, and the others' readers take a a b b."""
+    one_head = """
+    %w1: f32[T, 1, 8] = reshape(%kb; shape=[-1, 1, 8])
+    %w: state f32[1, 8] = kv_write(%kv.1, %w1, %w1, %slots; page_size=32)  # model.py:6
+    %q2: f32[T, 4, 8] = reshape(%q0; shape=[-1, 4, 8])
+    %b: f32[T, 4, 8] = attention(%q2, %w, %positions, %query_start, %context_len, %page_table; ATTRS)
+    %k1:"""
+    one_head = one_head.replace("ATTRS", "page_size=32, scale=0.5, window=0")
+    graph = GRAPH.replace("\n    %k1:", one_head)
+    graph = graph.replace("    weight @table", "    input %kv.1: state f32[1, 8]\n    weight @table", 1)
+    with pytest.raises(CompileError) as error:
+        fitted(2, graph=graph)
+    assert str(error.value) == (
+        "model.py:6: tp=2 is more than the 1 KV heads of %w, and they cannot be repeated: attention -> %a "
+        "needs dim 0 of %kv as it is. tp can be 1"
+    )

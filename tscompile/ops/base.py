@@ -113,7 +113,7 @@ class OpDef:
 
     attrs: name -> type; all must be there. infer: shape and dtype rule. factors: placement rule. reference:
     one rank's torch arithmetic, f32 unless an output is cast. across: for collectives, the tensors of one
-    axis's ranks in order (and where their parts of the sharded dim begin, if they are not equal) -> theirs.
+    axis's ranks in order (and where their parts of what is given begin, if they are not equal) -> theirs.
     elementwise: each output element depends on the same element of each input (equal shapes, or a suffix that
     is broadcast). coordinate: the attr that names the mesh axis on which the op depends on its rank's
     coordinate, or "" where it does not. flops and bytes: for sizes of the symbolic dims. localize: attrs of

@@ -68,7 +68,7 @@ register(
 )
 
 
-Starts = list[int] | None  # where each rank's part of the sharded dim begins, then its end; None: equal parts
+Starts = list[int] | None  # where each rank's part of what is given begins, and the end; None: equal parts
 
 
 def _all_reduce(tensors: list[Tensor], attrs: Attrs, starts: Starts) -> list[Tensor]:
@@ -94,9 +94,7 @@ def _reduce_scatter(tensors: list[Tensor], attrs: Attrs, starts: Starts) -> list
 
 def _all_to_all(tensors: list[Tensor], attrs: Attrs, starts: Starts) -> list[Tensor]:
     whole = torch.cat(tensors, dim=integer(attrs, "source"))
-    # of the two dims one at most is the tokens': if it is the source, what is cut now is cut equally
-    ragged = whole.shape[integer(attrs, "dim")] == starts[-1] if starts else False
-    return _slice([whole] * len(tensors), attrs, starts if ragged else None)
+    return _slice([whole] * len(tensors), attrs, starts)
 
 
 def _resized(*, grow: str = "", shrink: str = "") -> Infer:

@@ -15,7 +15,7 @@ from tscompile.build import Build
 from tscompile.errors import CompileError
 from tscompile.ir import Graph, Op, Value, Weight
 from tscompile.match import Matcher
-from tscompile.ops import lookup
+from tscompile.ops import Rule, lookup
 from tscompile.recipe import Pad, Recipe, Repeat
 from tscompile.sharding import divisors, factor_sizes, rule_of
 
@@ -53,7 +53,7 @@ def repeat_heads(graph: Graph, ranks: int) -> list[str]:
                 f"{', '.join(map(str, legal))}",
                 write.source,
             )
-        found = _Linked(Matcher(graph), heads).spread(state, dim)
+        found = _Linked(Matcher(graph), heads, repeated=True).spread(state, dim)
         if found.stuck:
             raise CompileError(
                 f"{AXIS}={ranks} is more than the {heads} KV heads of {state!r}, and they cannot be "
@@ -112,11 +112,12 @@ def pad_vocabulary(graph: Graph, ranks: int) -> list[str]:
 
 @dataclass
 class _Linked:
-    """The dims that must change together, by the ops' rules, each of `parts` parts. stuck: why they cannot,
-    or nothing."""
+    """The dims that must change together, by the ops' rules, each of `parts` parts, which are to be repeated,
+    or padded. stuck: why they cannot, or nothing."""
 
     matcher: Matcher
     parts: int
+    repeated: bool = False
     dims: dict[tuple[int, int], tuple[Value, int]] = field(default_factory=dict)
     ops: dict[int, Op] = field(default_factory=dict)
     stuck: str = ""
@@ -128,6 +129,8 @@ class _Linked:
             if (id(value), dim) in self.dims:
                 continue
             self.dims[id(value), dim] = (value, dim)
+            if self.repeated and id(value) in self.matcher.outputs:
+                self.stuck = f"{value!r} is an output of the model"
             maker = self.matcher.producers.get(id(value))
             for op in [*([maker] if maker else []), *self.matcher.consumers.get(id(value), [])]:
                 self.ops[id(op)] = op
@@ -138,15 +141,23 @@ class _Linked:
         rule, found = rule_of(op), list[tuple[Value, int]]()
         places = [*zip(op.inputs, rule.inputs, strict=False), *zip(op.outputs, rule.outputs, strict=True)]
         for index, (other, names) in enumerate(places):
-            if other is not value or index in rule.repeats:
+            if other is not value:
                 continue
             name = names[dim]
-            summed = not any(name in dims for dims in rule.outputs) and name not in rule.looked_up
-            if name == "." or summed or any(s % self.parts for s in factor_sizes(op, rule, name)):
+            if index in rule.repeats and self.repeated and value.shape[dim] == self.parts:
+                continue
+            if self._fixed(op, rule, name) or index in rule.repeats:
                 self.stuck = f"{op.kind} -> {op.outputs[0]!r}{_at(op)} needs dim {dim} of {value!r} as it is"
                 continue
             found += [(v, i) for v, dims in places for i, other in enumerate(dims) if other == name]
         return found
+
+    def _fixed(self, op: Op, rule: Rule, name: str) -> bool:
+        """Whether the op gives something else if dims of the factor `name` are changed."""
+        looked_up = name in rule.looked_up
+        summed = not any(name in dims for dims in rule.outputs) and not looked_up
+        divides = not any(size % self.parts for size in factor_sizes(op, rule, name))
+        return name == "." or summed or not divides or (looked_up and self.repeated)
 
     def repeat(self, times: int) -> None:
         """Every part of every dim, `times` times in place."""

@@ -1,0 +1,130 @@
+"""Random modules with random boundaries are placed or refused, and what is placed is right: on every one of N
+simulated ranks it gives what the module gives on one.
+
+    pytest tests/passes/test_random_modules.py --cases 100000                      more of them
+    pytest tests/passes/test_random_modules.py --first-case 4711 --cases 1         one alone
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from collections import Counter
+from functools import cache
+
+import golden
+import pytest
+import torch
+from random_modules import PAGE_SIZE, VOCAB, RandomModel
+
+from tscompile.errors import CompileError
+from tscompile.interpret import Batch, Interpreter, Sequences
+from tscompile.ir import Graph
+from tscompile.ops import REGISTRY
+from tscompile.passes import collectives, fit, localize, propagate, reshard
+from tscompile.price import Prices
+from tscompile.printer import print_graph
+from tscompile.verify import verify
+
+TOLERANCE = 1e-4  # of the largest element: sums are taken in another order
+PRICES = [
+    golden.prices(base, bandwidth, tokens=tokens, sharded=sharded)
+    for base, bandwidth in ((1e-6, 1e8), (1e-8, 1e10), (0.0, 1e12))
+    for tokens in (8, 2000)
+    for sharded in (False, True)
+]
+PASSES = {m.__name__.split(".")[-1]: m.run for m in (fit, propagate, reshard, collectives, localize)}
+
+
+@cache
+def numbers() -> torch.Tensor:
+    return torch.randn(1 << 16, generator=torch.Generator().manual_seed(0))
+
+
+def weights_of(graph: Graph) -> dict[str, torch.Tensor]:
+    """A weight's tensor, such that what a module makes is about as large as what it takes."""
+    found = {}
+    for weight in graph.weights:
+        size = weight.row_elements
+        start = zlib.crc32(weight.name.encode()) % (len(numbers()) - size)
+        depth = weight.shape[-1] if len(weight.shape) > 1 else 1
+        assert isinstance(depth, int)
+        found[weight.name] = (numbers()[start : start + size] * depth**-0.5).view(weight.shape)
+    return found
+
+
+def random_steps(rng: random.Random, owners: int, num_slots: int) -> list[Batch]:
+    sequences = Sequences(PAGE_SIZE, num_slots, owners)
+    steps = []
+    for _ in range(2):
+        names = rng.sample("abcde", rng.randint(1, 5))
+        tokens = {name: [rng.randrange(VOCAB) for _ in range(rng.choice([1, 1, 2, 5]))] for name in names}
+        steps.append(sequences.batch(tokens, all_logits=rng.random() < 0.3))
+    return steps
+
+
+def place(graph: Graph, prices: Prices) -> None:
+    """Every pass that places, and the verifier after each."""
+    build = golden.build_of(graph)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(propagate, "prices_of", lambda _: prices)
+        for run in PASSES.values():
+            run(build)
+            verify(build.graph)
+
+
+def check(seed: int, seen: Counter[str]) -> None:
+    """One case. AssertionError if it is wrong; whatever else but CompileError is an error too."""
+    rng = random.Random(seed)
+    model = RandomModel(rng)
+    graph, mesh = model.graph, model.graph.mesh
+    owners = dict(mesh.axes).get("dp", 1)
+    num_slots = PAGE_SIZE * owners * 32
+    batches, tensors = random_steps(rng, owners, num_slots), weights_of(graph)
+    one = Interpreter(graph, tensors.__getitem__, num_slots)
+    expected = [one.run(batch)[0] for batch in batches]
+    prices = rng.choice([p for p in PRICES if p.topology.tokens_sharded or owners == 1])
+    try:
+        place(graph, prices)
+    except CompileError as error:
+        check_refusal(str(error), model)
+        seen["refused"] += 1
+        return
+    many = Interpreter(graph, tensors.__getitem__, num_slots, mesh)
+    for batch, wanted in zip(batches, expected, strict=True):
+        for rank, found in enumerate(many.run(batch)):
+            for ours, whole in zip(found, wanted, strict=True):
+                differs = (ours[:, : whole.shape[1]] - whole).abs().max()  # the rest is what fit has padded
+                wrong = float(differs / whole.abs().max().clamp(min=1e-3))
+                assert wrong <= TOLERANCE, f"rank {rank} is wrong by {wrong:.1e} of the largest"
+    seen["placed"] += 1
+    seen.update({op.kind for op in graph.ops})
+    seen.update({str(p) for value in graph.values() for p in value.placement})
+
+
+def check_refusal(said: str, model: RandomModel) -> None:
+    """It names a value or a module of the model, where it stands, and an axis of the mesh."""
+    assert re.match(r"model\.py:\d+: ", said), f"no line of the model: {said}"
+    assert re.search(r"[%@](v|w|kv\.)\d|\bm\d+ says", said), f"no value: {said}"
+    axes = [f"{axis}{sign}" for axis, _ in model.graph.mesh.axes for sign in "=:"]
+    assert any(axis in said for axis in axes), f"no axis: {said}"
+
+
+def test_what_is_placed_is_right(request: pytest.FixtureRequest) -> None:
+    cases, first = (request.config.getoption(name) for name in ("--cases", "--first-case"))
+    seen: Counter[str] = Counter()
+    for seed in range(first, first + cases):
+        try:
+            check(seed, seen)
+        except Exception as error:
+            text = print_graph(RandomModel(random.Random(seed)).graph)
+            again = f"pytest tests/passes/test_random_modules.py --first-case {seed} --cases 1"
+            pytest.fail(
+                f"case {seed}: {type(error).__name__}: {error}\n{text}\nagain: {again}", pytrace=False
+            )
+    if cases >= 1000:  # the cases are worth their time: most are placed, and by every op and collective
+        assert seen["placed"] > cases / 2
+        assert seen["refused"] > cases / 20
+        gone = {"boundary", "redistribute", "mla_attention"}  # by placing; and by `expand`, before it
+        assert set(REGISTRY) - gone <= set(seen)
