@@ -23,8 +23,8 @@ from tscompile.sharding import Strategy, chosen, rule_of, strategies
 MAX_STATES = 64  # kept after each op, the cheapest
 CROSSING = 0  # in a segment's own states: the value that came into it, or leaves it
 
-# id(live value) -> every placement that it has been brought to so far; sorted by value, so that equal states
-# are equal
+# id(live value) -> every placement that it has been brought to so far. After one op the values of all states
+# are the same, in the same order; between segments they are sorted, so that equal states are equal
 State: TypeAlias = tuple[tuple[int, tuple[Placement, ...]], ...]
 # What came of a segment: (its last state, cost, which of the states before it led there, its ops' strategies)
 Ends: TypeAlias = list[tuple[State, float, State, tuple[Strategy, ...]]]
@@ -176,30 +176,35 @@ class Search:
     def _step(self, index: int, paths: dict[State, Path]) -> dict[State, Path]:
         op = self.graph.ops[index]
         options = [(s, self.op_cost(op, s)) for s in self.options(op)]
-        inputs, outputs = ([id(v) for v in values] for values in (op.inputs, op.outputs))
-        last_use = self.last_use
+        inputs = {id(v) for v in op.inputs}
+        ways: dict[State, list[tuple[float, Strategy, State]]] = {}  # by where the inputs lie
         after: dict[State, Path] = {}
         for state, path in paths.items():
-            live = dict(state)
-            kept = [(v, p) for v, p in state if last_use[v] > index and v not in inputs]
-            for strategy, own in options:
-                cost, reached = path.cost + own, dict[int, tuple[Placement, ...]]()
-                for value, name, wanted in zip(op.inputs, inputs, strategy.takes, strict=True):
-                    have = reached.get(name) or live.get(name, ())
-                    more, reached[name] = self.bring(value, wanted, have)
-                    cost += more
-                if cost == math.inf:
-                    continue
-                reached.update((v, (given,)) for v, given in zip(outputs, strategy.gives, strict=True))
-                stays = [(v, p) for v, p in reached.items() if last_use.get(v, -1) > index]
-                key = tuple(sorted([*kept, *stays]))
-                if key not in after or cost < after[key].cost:
-                    after[key] = Path(cost, (strategy,), path)
+            here = tuple(item for item in state if item[0] in inputs)
+            others = tuple(item for item in state if item[0] not in inputs and self.last_use[item[0]] > index)
+            if here not in ways:
+                found = (self._way(index, dict(here), strategy, own) for strategy, own in options)
+                ways[here] = [way for way in found if way[0] < math.inf]
+            for cost, strategy, reached in ways[here]:
+                key = (*others, *reached)
+                if key not in after or path.cost + cost < after[key].cost:
+                    after[key] = Path(path.cost + cost, (strategy,), path)
         if not after:
             raise CompileError(self._no_way(op, list(paths)), op.source)
         if len(after) <= MAX_STATES:
             return after
         return dict(sorted(after.items(), key=lambda item: item[1].cost)[:MAX_STATES])
+
+    def _way(
+        self, index: int, live: dict[int, tuple[Placement, ...]], strategy: Strategy, cost: float
+    ) -> tuple[float, Strategy, State]:
+        """(cost, the strategy, where the op's inputs and outputs lie then, those that are read again)."""
+        op = self.graph.ops[index]
+        for value, wanted in zip(op.inputs, strategy.takes, strict=True):
+            more, live[id(value)] = self.bring(value, wanted, live.get(id(value), ()))
+            cost += more
+        live |= {id(v): (given,) for v, given in zip(op.outputs, strategy.gives, strict=True)}
+        return cost, strategy, tuple((v, p) for v, p in live.items() if self.last_use.get(v, -1) > index)
 
     def options(self, op: Op) -> list[Strategy]:
         """What the search may choose from."""
@@ -301,9 +306,7 @@ def without_dominated(paths: dict[State, Path]) -> dict[State, Path]:
 
 
 def renamed(state: State, old: int, new: int) -> State:
-    """The state with one value under another id."""
-    if old == new:
-        return state
+    """The state with one value under another id, sorted."""
     return tuple(sorted((new if value == old else value, placements) for value, placements in state))
 
 
