@@ -66,27 +66,4 @@ void BatchArrays::clear() {
   view_.num_logits = 0;
 }
 
-void BatchArrays::add_sequence(int32_t context_len) {
-  const auto seq = static_cast<size_t>(view_.num_seqs);
-  TS_ASSERT(view_.num_seqs < max_seqs_, "more sequences than a step may hold");
-  TS_ASSERT(seq == 0 || query_start_[seq] > query_start_[seq - 1], "a sequence has no token in this step");
-  context_len_[seq] = context_len;
-  query_start_[seq + 1] = view_.num_tokens;
-  ++view_.num_seqs;
-}
-
-void BatchArrays::add_token(int32_t token, int32_t position, Slot slot) {
-  const auto at = static_cast<size_t>(view_.num_tokens);
-  TS_ASSERT(at < token_ids_.size(), "more tokens than a step may hold");
-  token_ids_[at] = token;
-  positions_[at] = position;
-  slots_[at] = slot.value();
-  query_start_[static_cast<size_t>(view_.num_seqs)] = ++view_.num_tokens;
-}
-
-void BatchArrays::want_logits() {
-  TS_ASSERT(view_.num_logits < view_.num_seqs, "a sequence wants one row of logits at most");
-  logit_rows_[static_cast<size_t>(view_.num_logits++)] = view_.num_tokens - 1;
-}
-
 }  // namespace ts

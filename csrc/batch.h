@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "check.h"
 #include "launch_abi.h"
 #include "page.h"
 
@@ -43,5 +44,28 @@ class BatchArrays {
   std::span<int32_t> page_table_;   // [max_seqs, max_pages]
   ts_batch view_{};
 };
+
+inline void BatchArrays::add_sequence(int32_t context_len) {
+  const auto seq = static_cast<size_t>(view_.num_seqs);
+  TS_ASSERT(view_.num_seqs < max_seqs_, "more sequences than a step may hold");
+  TS_ASSERT(seq == 0 || query_start_[seq] > query_start_[seq - 1], "a sequence has no token in this step");
+  context_len_[seq] = context_len;
+  query_start_[seq + 1] = view_.num_tokens;
+  ++view_.num_seqs;
+}
+
+inline void BatchArrays::add_token(int32_t token, int32_t position, Slot slot) {
+  const auto at = static_cast<size_t>(view_.num_tokens);
+  TS_ASSERT(at < token_ids_.size(), "more tokens than a step may hold");
+  token_ids_[at] = token;
+  positions_[at] = position;
+  slots_[at] = slot.value();
+  query_start_[static_cast<size_t>(view_.num_seqs)] = ++view_.num_tokens;
+}
+
+inline void BatchArrays::want_logits() {
+  TS_ASSERT(view_.num_logits < view_.num_seqs, "a sequence wants one row of logits at most");
+  logit_rows_[static_cast<size_t>(view_.num_logits++)] = view_.num_tokens - 1;
+}
 
 }  // namespace ts

@@ -22,17 +22,6 @@ WritablePage::~WritablePage() {
   if (pool_ != nullptr) pool_->give_back(id_);
 }
 
-int32_t WritablePage::id() const {
-  TS_ASSERT(pool_ != nullptr, "a writable page was used after it was moved from");
-  return id_;
-}
-
-Slot WritablePage::slot(int32_t offset) const {
-  TS_ASSERT(pool_ != nullptr, "a writable page was used after it was moved from");
-  TS_ASSERT(offset >= 0 && offset < pool_->page_size(), "a slot lies outside its page");
-  return Slot(id_ * pool_->page_size() + offset);
-}
-
 SharedPage::SharedPage(SharedPage &&other) noexcept : pool_(std::exchange(other.pool_, nullptr)), id_(other.id_) {}
 
 SharedPage &SharedPage::operator=(SharedPage &&other) noexcept {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "check.h"
 #include "page.h"
 
 namespace ts {
@@ -73,5 +74,16 @@ class PagePool {
   int32_t num_blank_ = 0;
   int32_t num_idle_ = 0;
 };
+
+inline int32_t WritablePage::id() const {
+  TS_ASSERT(pool_ != nullptr, "a writable page was used after it was moved from");
+  return id_;
+}
+
+inline Slot WritablePage::slot(int32_t offset) const {
+  TS_ASSERT(pool_ != nullptr, "a writable page was used after it was moved from");
+  TS_ASSERT(offset >= 0 && offset < pool_->page_size(), "a slot lies outside its page");
+  return Slot(id_ * pool_->page_size() + offset);
+}
 
 }  // namespace ts

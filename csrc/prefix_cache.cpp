@@ -1,25 +1,12 @@
 #include "prefix_cache.h"
 
+#include <algorithm>
 #include <bit>
-#include <cstring>
 #include <utility>
 
 #include "check.h"
-#include "sha256.h"
 
 namespace ts {
-
-static_assert(std::endian::native == std::endian::little, "page hashes are defined over little-endian token ids");
-
-PageHash page_hash(const PageHash &parent, std::span<const int32_t> tokens) {
-  Sha256 hasher;
-  hasher.update({reinterpret_cast<const uint8_t *>(&parent), sizeof(parent)});
-  hasher.update({reinterpret_cast<const uint8_t *>(tokens.data()), tokens.size_bytes()});
-  const Digest digest = hasher.finish();
-  PageHash hash;
-  std::memcpy(&hash, digest.data(), sizeof(hash));
-  return hash;
-}
 
 PrefixCache::PrefixCache(PagePool &pool, bool enabled) : pool_(pool), enabled_(enabled) {
   if (!enabled) return;
@@ -28,7 +15,7 @@ PrefixCache::PrefixCache(PagePool &pool, bool enabled) : pool_(pool), enabled_(e
 }
 
 int32_t PrefixCache::lookup(const PageHash &hash) const {
-  int32_t page = buckets_[hash.tail & (buckets_.size() - 1)];
+  int32_t page = buckets_[bucket(hash)];
   while (page != kNone && entries_[static_cast<size_t>(page)].hash != hash)
     page = entries_[static_cast<size_t>(page)].next;
   return page;
@@ -37,13 +24,13 @@ int32_t PrefixCache::lookup(const PageHash &hash) const {
 void PrefixCache::insert(int32_t page, const PageHash &hash) {
   Entry &entry = entries_[static_cast<size_t>(page)];
   TS_ASSERT(!entry.indexed, "a page has one hash");
-  entry = {hash, std::exchange(bucket(hash), page), true};
+  entry = {hash, std::exchange(buckets_[bucket(hash)], page), true};
 }
 
 void PrefixCache::erase(int32_t page) {
   Entry &entry = entries_[static_cast<size_t>(page)];
   TS_ASSERT(entry.indexed, "only an indexed page can leave the index");
-  int32_t *link = &bucket(entry.hash);
+  int32_t *link = &buckets_[bucket(entry.hash)];
   while (*link != page) {
     TS_ASSERT(*link != kNone, "an indexed page is missing from its chain");
     link = &entries_[static_cast<size_t>(*link)].next;
@@ -57,6 +44,27 @@ std::optional<SharedPage> PrefixCache::find(const PageHash &hash) {
   const int32_t page = lookup(hash);
   if (page == kNone) return std::nullopt;
   return pool_.take_shared(page);
+}
+
+std::vector<SharedPage> PrefixCache::find_prefix(std::span<const PageHash> hashes) {
+  std::vector<SharedPage> pages;
+  if (!enabled_ || hashes.empty() || lookup(hashes[0]) == kNone) return pages;
+  pages.reserve(hashes.size());
+  constexpr size_t kFar = 16, kNear = 8;  // pages ahead, of which the bucket and then what it leads to is fetched
+  for (size_t i = 0; i < hashes.size(); ++i) {
+    if (i + kFar < hashes.size()) __builtin_prefetch(&buckets_[bucket(hashes[i + kFar])]);
+    if (i + kNear < hashes.size()) {
+      const int32_t ahead = buckets_[bucket(hashes[i + kNear])];
+      if (ahead != kNone) {
+        __builtin_prefetch(&entries_[static_cast<size_t>(ahead)]);
+        __builtin_prefetch(&pool_.frames_[static_cast<size_t>(ahead)], 1);
+      }
+    }
+    const int32_t page = lookup(hashes[i]);
+    if (page == kNone) break;
+    pages.push_back(pool_.take_shared(page));
+  }
+  return pages;
 }
 
 WritablePage PrefixCache::allocate() {
@@ -97,7 +105,7 @@ void PrefixCache::check() const {
   for (size_t b = 0; b < buckets_.size(); ++b) {
     for (int32_t page = buckets_[b]; page != kNone; page = entries_[static_cast<size_t>(page)].next) {
       const Entry &entry = entries_[static_cast<size_t>(page)];
-      TS_ASSERT(entry.indexed && (entry.hash.tail & (buckets_.size() - 1)) == b, "a page is in the chain of its hash");
+      TS_ASSERT(entry.indexed && bucket(entry.hash) == b, "a page is in the chain of its hash");
       TS_ASSERT(num_indexed-- > 0, "no page is in two chains");
     }
   }

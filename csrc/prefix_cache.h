@@ -5,23 +5,10 @@
 #include <span>
 #include <vector>
 
+#include "page_hash.h"
 #include "page_pool.h"
 
 namespace ts {
-
-/// Names a full page by everything that its content depends on: the first 128 bits of SHA-256 over the parent page's
-/// hash (16 bytes, as they stand in the digest) and the page's token ids (int32, little-endian).
-struct PageHash {
-  uint64_t head = 0;
-  uint64_t tail = 0;
-
-  friend bool operator==(const PageHash &, const PageHash &) = default;
-};
-
-/// The parent of a first page. Requests with different roots never share pages: a tenant's salt will go here.
-inline constexpr PageHash kRootHash{};
-
-PageHash page_hash(const PageHash &parent, std::span<const int32_t> tokens);
 
 /// Finds sealed pages by hash, and hands out pages to write. Every operation costs O(1) expected.
 class PrefixCache {
@@ -34,6 +21,9 @@ class PrefixCache {
 
   /// A reference to the page of that hash, if it is still here.
   std::optional<SharedPage> find(const PageHash &hash);
+
+  /// The pages of the longest prefix of `hashes` that is here. Fetches ahead: a long prefix lies all over the index.
+  std::vector<SharedPage> find_prefix(std::span<const PageHash> hashes);
 
   /// A page to write: a blank one, else the idle one whose last use is the longest ago, which is then forgotten.
   /// Demands pool().num_available() > 0.
@@ -57,7 +47,7 @@ class PrefixCache {
     bool indexed = false;
   };
 
-  int32_t &bucket(const PageHash &hash) { return buckets_[hash.tail & (buckets_.size() - 1)]; }
+  size_t bucket(const PageHash &hash) const { return hash.tail & (buckets_.size() - 1); }
   int32_t lookup(const PageHash &hash) const;
   void insert(int32_t page, const PageHash &hash);
   void erase(int32_t page);

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstring>
+#include <mutex>
 
 #include "check.h"
 #include "text.h"
@@ -30,6 +30,57 @@ void TokenCounts::add(int32_t token, bool output) {
   if (output) ++counts_[static_cast<size_t>(index_[at])].num_output;
 }
 
+// ---- memory of tokens -----------------------------------------------------------------------------------------------
+
+namespace {
+
+/// Token arrays of requests that have ended. malloc gives memory of this size back to the kernel, and taking it anew costs
+/// a page fault for every 4 KiB: more than all else that becoming a request takes.
+class SpareTokens {
+ public:
+  SpareTokens() { spare_.reserve(kMost); }
+
+  /// Empty, with room for so many tokens.
+  std::vector<int32_t> take(size_t num_tokens) {
+    std::vector<int32_t> taken;
+    {
+      const std::lock_guard lock(mutex_);
+      const auto fits = [&](const auto &tokens) { return tokens.capacity() >= num_tokens; };
+      const auto found = std::find_if(spare_.begin(), spare_.end(), fits);
+      if (num_tokens >= kLeast && found != spare_.end()) {
+        taken = std::move(*found);
+        std::swap(*found, spare_.back());
+        spare_.pop_back();
+      }
+    }
+    taken.reserve(num_tokens);
+    return taken;
+  }
+
+  void give(std::vector<int32_t> &&tokens) {
+    if (tokens.capacity() < kLeast || tokens.capacity() > kLongest) return;
+    tokens.clear();
+    const std::lock_guard lock(mutex_);
+    if (spare_.size() < kMost) spare_.push_back(std::move(tokens));
+  }
+
+ private:
+  static constexpr size_t kLeast = 1 << 13, kLongest = 1 << 20;  // tokens
+  static constexpr size_t kMost = 16;                            // arrays: 64 MiB together at most
+
+  std::mutex mutex_;
+  std::vector<std::vector<int32_t>> spare_;
+};
+
+SpareTokens &spare_tokens() {
+  static SpareTokens spare;
+  return spare;
+}
+
+}  // namespace
+
+Sequence::~Sequence() { spare_tokens().give(std::move(tokens)); }
+
 // ---- sequence -------------------------------------------------------------------------------------------------------
 
 void Sequence::append(int32_t token) {
@@ -39,11 +90,12 @@ void Sequence::append(int32_t token) {
 }
 
 void Sequence::hash_full_pages() {
-  const auto size = static_cast<size_t>(page_size);
-  while ((hashes.size() + 1) * size <= tokens.size()) {
-    const PageHash &parent = hashes.empty() ? kRootHash : hashes.back();
-    hashes.push_back(page_hash(parent, std::span(tokens).subspan(hashes.size() * size, size)));
-  }
+  const size_t before = hashes.size(), size = static_cast<size_t>(page_size), full = tokens.size() / size;
+  if (full == before) return;
+  const PageHash parent = before == 0 ? root : hashes.back();
+  hashes.resize(full);
+  page_hasher().pages(parent, std::span(tokens).subspan(before * size, (full - before) * size), page_size,
+                      std::span(hashes).subspan(before));
 }
 
 std::optional<ts_finish> Sequence::finish() const {
@@ -70,6 +122,9 @@ std::span<const T> span_of(const T *data, int32_t count, const char *data_name, 
 }
 
 void check_ids(std::span<const int32_t> ids, int32_t vocab_size, const char *name) {
+  int32_t wrong = 0;  // negative if an id is, or is too high: without a branch for each
+  for (const int32_t id : ids) wrong |= id | (vocab_size - 1 - std::max(id, 0));
+  if (wrong >= 0) return;
   for (size_t i = 0; i < ids.size(); ++i) {
     demand(ids[i] >= 0 && ids[i] < vocab_size, name, '[', i, "] is ", ids[i], ", wanted a token id in [0, ", vocab_size,
            ')');
@@ -148,7 +203,7 @@ std::unique_ptr<Sequence> make_sequence(const ts_request &request, const Request
   s->max_tokens = request.max_tokens;
   s->page_size = limits.page_size;
   const auto num_tokens_max = static_cast<size_t>(request.num_prompt) + static_cast<size_t>(request.max_tokens);
-  s->tokens.reserve(num_tokens_max);
+  s->tokens = spare_tokens().take(num_tokens_max);
   s->tokens.assign(prompt.begin(), prompt.end());
 
   s->stop_tokens.assign(stop.begin(), stop.end());
@@ -165,6 +220,7 @@ std::unique_ptr<Sequence> make_sequence(const ts_request &request, const Request
   s->hashed = limits.prefix_cache;
   if (s->hashed) {
     s->hashes.reserve(num_tokens_max / static_cast<size_t>(limits.page_size));
+    s->root = page_hasher().root("");
     s->hash_full_pages();
   }
   return s;

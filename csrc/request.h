@@ -58,6 +58,11 @@ class TokenCounts {
 /// A request and what has become of it: the part that outlives every state. The prompt's tokens are followed by the
 /// outputs.
 struct Sequence {
+  Sequence() = default;
+  Sequence(const Sequence &) = delete;
+  Sequence &operator=(const Sequence &) = delete;
+  ~Sequence();  ///< keeps the memory of long `tokens` for the next request
+
   uint64_t id = 0;
   uint64_t arrival = 0;  ///< order of submission; smaller is older
   SamplingParams sampling;
@@ -67,6 +72,7 @@ struct Sequence {
   std::vector<int32_t> tokens;       ///< [num_prompt + num_outputs]; room for all that may come
   std::vector<int32_t> stop_tokens;  ///< ascending; the end tokens among them, unless they are to be ignored
   bool hashed = false;               ///< whether pages get hashes: there is a prefix cache
+  PageHash root;                     ///< what the first page's hash continues
   std::vector<PageHash> hashes;      ///< of every full page of `tokens`, if `hashed`
   TokenCounts counts;                ///< kept only if sampling.has_penalties()
   int32_t num_cached = 0;            ///< prompt tokens that came from the prefix cache

@@ -34,27 +34,6 @@ const Sequence &Batch::sequence(int32_t logit) const {
   return running_[static_cast<size_t>(logit_owners_[static_cast<size_t>(logit)])].sequence();
 }
 
-const Sequence &Batch::Running::sequence() const {
-  return std::visit([](const auto &s) -> const Sequence & { return s.sequence(); }, state);
-}
-
-const Context &Batch::Running::context() const {
-  return std::visit([](const auto &s) -> const Context & { return s.context(); }, state);
-}
-
-Context &Batch::Running::context() {
-  return std::visit([](auto &s) -> Context & { return s.context(); }, state);
-}
-
-bool Batch::Running::wants_pages(int32_t page_size) const {
-  const int32_t most = num_pages_for(sequence().num_prompt + sequence().max_tokens - 1, page_size);
-  return context().num_pages() < most;
-}
-
-int32_t Batch::Running::num_computed() const {
-  return std::visit([](const auto &s) { return s.num_computed(); }, state);
-}
-
 // ---- inbox ----------------------------------------------------------------------------------------------------------
 
 Scheduler::Scheduler(const SchedulerOptions &options)
@@ -217,8 +196,12 @@ void Scheduler::fill_arrays() {
     const int32_t end = begin + seq.num_tokens;
     TS_ASSERT(seq.num_tokens >= 1 && end <= sequence.num_tokens(), "every running sequence has tokens in every step");
     arrays_.add_sequence(end);
-    for (int32_t p = begin; p < end; ++p) {
-      arrays_.add_token(sequence.tokens[static_cast<size_t>(p)], p, seq.context().slot(p, options_.page_size));
+    for (int32_t p = begin; p < end;) {
+      const WritablePage &page = seq.context().open_page(p, options_.page_size);
+      int32_t offset = p % options_.page_size;
+      for (; p < end && offset < options_.page_size; ++p) {
+        arrays_.add_token(sequence.tokens[static_cast<size_t>(p)], p, page.slot(offset++));
+      }
     }
     if (!seq.wants_logits()) continue;
     arrays_.want_logits();

@@ -83,6 +83,27 @@ class Batch {
   std::span<const int32_t> logit_owners_;  // [num_logits] index into running_
 };
 
+inline const Sequence &Batch::Running::sequence() const {
+  return std::visit([](const auto &s) -> const Sequence & { return s.sequence(); }, state);
+}
+
+inline const Context &Batch::Running::context() const {
+  return std::visit([](const auto &s) -> const Context & { return s.context(); }, state);
+}
+
+inline Context &Batch::Running::context() {
+  return std::visit([](auto &s) -> Context & { return s.context(); }, state);
+}
+
+inline bool Batch::Running::wants_pages(int32_t page_size) const {
+  const int32_t most = num_pages_for(sequence().num_prompt + sequence().max_tokens - 1, page_size);
+  return context().num_pages() < most;
+}
+
+inline int32_t Batch::Running::num_computed() const {
+  return std::visit([](const auto &s) { return s.num_computed(); }, state);
+}
+
 /// Decides what each step computes: continuous batching under a token budget, decodes first, then prefills in chunks,
 /// first come first served; the prefix cache; preemption of the youngest when pages run out.
 ///

@@ -44,7 +44,7 @@ void Context::seal(PrefixCache &cache, const Sequence &sequence, int32_t num_com
   for (; num_sealed() < num_full; ++num_newly) {
     const size_t index = sealed_.size();
     TS_ASSERT(!cache.enabled() || index < sequence.hashes.size(), "a page was filled before its hash was known");
-    sealed_.push_back(cache.seal(std::move(open_[num_newly]), cache.enabled() ? sequence.hashes[index] : kRootHash));
+    sealed_.push_back(cache.seal(std::move(open_[num_newly]), cache.enabled() ? sequence.hashes[index] : PageHash{}));
     row[index] = sealed_.back().id();  // another page, if the same content was here already
   }
   open_.erase(open_.begin(), open_.begin() + static_cast<ptrdiff_t>(num_newly));
@@ -54,11 +54,11 @@ void Context::forget(PrefixCache &cache) const {
   for (const SharedPage &page : sealed_) cache.forget(page);
 }
 
-Slot Context::slot(int32_t position, int32_t page_size) const {
+const WritablePage &Context::open_page(int32_t position, int32_t page_size) const {
   const int32_t index = position / page_size - num_sealed();
   TS_ASSERT(index >= 0, "a sealed page must not be written");
   TS_ASSERT(static_cast<size_t>(index) < open_.size(), "a token has no page");
-  return open_[static_cast<size_t>(index)].slot(position % page_size);
+  return open_[static_cast<size_t>(index)];
 }
 
 void Prefilling::adopt(PrefixCache &cache, std::span<int32_t> row) {
@@ -76,14 +76,10 @@ void Prefilling::adopt(PrefixCache &cache, std::span<int32_t> row) {
 }
 
 std::vector<SharedPage> match_prefix(PrefixCache &cache, const Sequence &sequence, int32_t first) {
-  std::vector<SharedPage> pages;
   const auto last = static_cast<size_t>((sequence.num_tokens() - 1) / sequence.page_size);
-  for (auto i = static_cast<size_t>(first); i < std::min(last, sequence.hashes.size()); ++i) {
-    std::optional<SharedPage> page = cache.find(sequence.hashes[i]);
-    if (!page) break;
-    pages.push_back(std::move(*page));
-  }
-  return pages;
+  const std::span<const PageHash> hashes(sequence.hashes);
+  const size_t end = std::min(last, hashes.size()), begin = std::min(static_cast<size_t>(first), end);
+  return cache.find_prefix(hashes.subspan(begin, end - begin));
 }
 
 }  // namespace ts

@@ -39,8 +39,8 @@ class Context {
   /// Nobody finds these pages from now on.
   void forget(PrefixCache &cache) const;
 
-  /// Where the token at `position` is written: its page must not be sealed yet.
-  Slot slot(int32_t position, int32_t page_size) const;
+  /// The page that the token at `position` is written to: it must not be sealed yet.
+  const WritablePage &open_page(int32_t position, int32_t page_size) const;
 
  private:
   void release();  // the deepest page first, so that it is evicted before what it depends on

@@ -1,6 +1,8 @@
 """The bench's own parts: checkpoints of a shape, the price of a step, the report."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import bench
@@ -37,6 +39,19 @@ def test_checkpoints_are_of_the_published_size() -> None:
         sizes[name] = round(sum(rows * (shape[0] if shape else 1) for rows, *shape in shapes) / 1e6)
         assert sum(map(len, make_checkpoint.shards(config))) == len(shapes)
     assert sizes == {"qwen3-0.6b": 596, "llama-3.2-1b": 1236}
+
+
+def test_the_control_plane_is_measured_and_reported(tmp_path: Path) -> None:
+    script = Path(bench.__file__).with_name("control.py")
+    done = subprocess.run(
+        [sys.executable, script, "--quick", "--out", tmp_path], capture_output=True, text=True, check=True
+    )
+    report = json.loads(done.stdout.splitlines()[-1])
+    for name in ("step/4/blank", "step/8/full", "turn/8", "admit/50000/full", "admit.request/50000/blank"):
+        assert 0 < report["figures"][name]["min_us"] <= report["figures"][name]["median_us"]
+    (markdown,) = tmp_path.glob("*-control.md")
+    assert "| 4, blank pages left |" in markdown.read_text()
+    assert json.loads(markdown.with_suffix(".json").read_text()) == report
 
 
 def test_the_made_up_vocabulary_is_a_tokenizer() -> None:

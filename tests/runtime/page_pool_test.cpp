@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <optional>
 #include <random>
 #include <type_traits>
@@ -12,7 +13,11 @@
 namespace ts {
 namespace {
 
-PageHash hash_of(int32_t n) { return page_hash(kRootHash, std::vector<int32_t>{n}); }
+PageHash hash_of(int32_t n) {
+  PageHash hash;
+  page_hasher().pages({}, std::array{n}, 1, {&hash, 1});
+  return hash;
+}
 
 static_assert(!std::is_copy_constructible_v<WritablePage> && !std::is_copy_assignable_v<WritablePage>);
 static_assert(!std::is_copy_constructible_v<SharedPage> && !std::is_copy_assignable_v<SharedPage>);
@@ -55,7 +60,7 @@ TEST(PagePool, ASharedPageIsFreeAfterItsLastReference) {
   PagePool pool(1, 4);
   PrefixCache cache(pool, false);
   {
-    std::optional<SharedPage> a = cache.seal(cache.allocate(), kRootHash);
+    std::optional<SharedPage> a = cache.seal(cache.allocate(), hash_of(0));
     std::optional<SharedPage> b = a->share();
     EXPECT_EQ(a->id(), b->id());
     a.reset();

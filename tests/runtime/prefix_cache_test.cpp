@@ -2,33 +2,36 @@
 
 #include <gtest/gtest.h>
 
-#include <cstring>
+#include <array>
 #include <optional>
 #include <vector>
-
-#include "sha256.h"
 
 namespace ts {
 namespace {
 
-PageHash hash_of(int32_t n) { return page_hash(kRootHash, std::vector<int32_t>{n}); }
-
-TEST(PageHash, IsTheHeadOfSha256OverParentAndTokens) {
-  const PageHash parent = hash_of(1);
-  const std::vector<int32_t> tokens = {1, -2, 151935, 0};
-  std::vector<uint8_t> bytes(sizeof(parent) + 16);
-  std::memcpy(bytes.data(), &parent, sizeof(parent));
-  std::memcpy(bytes.data() + sizeof(parent), tokens.data(), 16);
-  const Digest digest = sha256(bytes);
-  const PageHash hash = page_hash(parent, tokens);
-  EXPECT_EQ(std::memcmp(&hash, digest.data(), sizeof(hash)), 0);
+PageHash hash_of(int32_t n) {
+  PageHash hash;
+  page_hasher().pages({}, std::array{n}, 1, {&hash, 1});
+  return hash;
 }
 
-TEST(PageHash, DependsOnEveryTokenTheirOrderAndTheParent) {
-  const PageHash hash = page_hash(kRootHash, std::vector<int32_t>{1, 2, 3});
-  EXPECT_NE(hash, page_hash(kRootHash, std::vector<int32_t>{1, 2, 4}));
-  EXPECT_NE(hash, page_hash(kRootHash, std::vector<int32_t>{2, 1, 3}));
-  EXPECT_NE(hash, page_hash(hash, std::vector<int32_t>{1, 2, 3}));
+TEST(PrefixCache, FindsTheLongestPrefixThatIsThere) {
+  PagePool pool(64, 4);
+  PrefixCache cache(pool, true);
+  std::vector<PageHash> hashes;
+  for (int32_t i = 0; i < 50; ++i) hashes.push_back(hash_of(i));
+  for (const PageHash &hash : hashes) cache.seal(cache.allocate(), hash);
+  {
+    const std::vector<SharedPage> found = cache.find_prefix(hashes);
+    ASSERT_EQ(found.size(), 50);
+    EXPECT_EQ(found[49].id(), cache.find(hashes[49])->id());
+    EXPECT_EQ(pool.num_idle(), 0);
+    cache.forget(found[30]);
+  }
+  EXPECT_EQ(cache.find_prefix(hashes).size(), 30) << "up to the first that is missing";
+  EXPECT_TRUE(cache.find_prefix({}).empty());
+  EXPECT_TRUE(cache.find_prefix(std::vector{hash_of(99)}).empty());
+  cache.check();
 }
 
 TEST(PrefixCache, FindsWhatWasSealedUntilItIsEvicted) {
