@@ -80,8 +80,8 @@ test: build engine
 
 CXX_FILES = $(shell git ls-files 'csrc/*.cpp' 'csrc/*.h' 'tests/*.cpp' 'tests/*.h')
 
-.PHONY: check lint sanitize fuzz planted
-check: lint planted sanitize fuzz
+.PHONY: check lint sanitize fuzz planted simulate
+check: lint planted simulate sanitize fuzz
 
 lint: build engine
 	$(call say,linters and type checker)
@@ -104,6 +104,10 @@ sanitize: $(VENV)/.ready
 planted: engine
 	$(call say,bugs planted into the engine, for the simulator to catch)
 	@$(BIN)/python tests/sim/planted.py
+
+simulate: engine
+	$(call say,worlds that make test does not reach)
+	@TS_SIM_SEED=1000000 TS_SIM_STEPS=12000000 build/release/tests/sim_tests --gtest_brief=1
 
 fuzz: sanitize
 	$(call say,fuzz the plan loader)

@@ -53,23 +53,30 @@ def planted(patch: Path) -> tuple[str, str]:
     return source, text
 
 
+def simulator(patch: Path, folder: Path) -> Path:
+    """Builds the simulator with the bug into `folder`."""
+    source, text = planted(patch)
+    copy, bug, sim = folder / Path(source).name, folder / "bug.o", folder / "sim"
+    copy.write_text(text)
+    must([*compile_command(source), "-I", str(ROOT / "csrc"), "-o", str(bug), "-c", str(copy)])
+    # The object comes first, so that the library's own is not taken.
+    test = BUILD / "tests/CMakeFiles/sim_tests.dir/sim/scheduler_sim_test.cpp.o"
+    libraries = [str(BUILD / "libtsengine.a"), str(BUILD / "tests/libts_gtest.a"), "-lpthread", "-ldl"]
+    must(["c++", "-o", str(sim), str(bug), str(test), *libraries])
+    return sim
+
+
 def caught(patch: Path) -> str:
     """What the simulator said of the bug; empty if it noticed nothing."""
-    source, text = planted(patch)
     with tempfile.TemporaryDirectory() as folder:
-        copy, bug, sim = (Path(folder, name) for name in (Path(source).name, "bug.o", "sim"))
-        copy.write_text(text)
-        must([*compile_command(source), "-I", str(ROOT / "csrc"), "-o", str(bug), "-c", str(copy)])
-        # The object comes first, so that the library's own is not taken.
-        test = BUILD / "tests/CMakeFiles/sim_tests.dir/sim/scheduler_sim_test.cpp.o"
-        libraries = [str(BUILD / "libtsengine.a"), str(BUILD / "tests/libts_gtest.a"), "-lpthread", "-ldl"]
-        must(["c++", "-o", str(sim), str(bug), str(test), *libraries])
-        done = run([str(sim), "--gtest_brief=1"])
+        done = run([str(simulator(patch, Path(folder))), "--gtest_brief=1"])
     if done.returncode == 0:
         return ""
-    said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
     died = [f"died of signal {-done.returncode}"] if done.returncode < 0 else []
-    return next((line for line in said if "engine bug" in line or "Failure" in line), [*died, *said, "?"][0])
+    what = next((line for line in said if "engine bug" in line or "Failure" in line), [*died, *said, "?"][0])
+    events = re.search(r"these (\d+) of its (\d+) events", done.stdout)
+    return f"{what}; in {events[1]} events of {events[2]}" if events else what
 
 
 def main() -> int:

@@ -1,23 +1,27 @@
 #include <gtest/gtest.h>
-#include <unistd.h>
+#include <sys/mman.h>
 
 #include <algorithm>
-#include <array>
-#include <csignal>
-#include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <random>
+#include <fstream>
+#include <map>
+#include <new>
+#include <set>
+#include <sstream>
 #include <string>
-#include <vector>
 
-#include "../runtime/toy.h"
+#include "script.h"
+#include "shrink.h"
 
 /// Worlds of random size, driven by a seed: the real scheduler and pool, a toy model whose output depends on every
-/// token that it reads through the page tables, and after each step every invariant. TS_SIM_SEED=n runs world n alone;
-/// TS_SIM_STEPS=n sets how many steps all worlds take.
+/// token that it reads through the page tables, and after each step every invariant. A world that fails is cut down to a
+/// short script, which is printed.
+///
+/// TS_SIM_SEED=n begins with world n, TS_SIM_STEPS=n sets how many steps all worlds take, TS_SIM_SCRIPT=file runs one script.
 namespace ts {
 namespace {
+
+using sim::Script;
 
 uint64_t environment(const char *name, uint64_t otherwise) {
   const char *value = std::getenv(name);
@@ -26,80 +30,64 @@ uint64_t environment(const char *name, uint64_t otherwise) {
 
 class World {
  public:
-  explicit World(uint64_t seed)
-      : random_(seed), options_(make_options()), harness_(options_), arrivals_(below(100) + 1) {}
+  explicit World(const Script &script) : script_(script), options_(script.options()), harness_(options_) {}
 
-  /// Random arrivals, cancels and failing steps for a while; then everything that lives must end.
-  void run(int num_steps) {
-    for (int i = 0; i < num_steps && !testing::Test::HasFailure(); ++i) {
-      if (below(100) < arrivals_) arrive();
-      if (one_in(20)) cancel();
-      if (one_in(400)) fail_a_step();
-      step();
+  /// What the script says; then everything that lives must end.
+  void run() {
+    for (auto e = script_.events.begin(); e != script_.events.end() && !testing::Test::HasFailure(); step()) {
+      for (; e != script_.events.end() && e->at <= num_steps_; ++e) happen(*e);
     }
     int patience = 100000;
-    while (harness_.step() && !testing::Test::HasFailure()) ASSERT_GT(--patience, 0) << "requests starve";
+    while (harness_.step() && !testing::Test::HasFailure()) {
+      ++num_steps_;
+      ASSERT_GT(--patience, 0) << "requests starve";
+    }
     ASSERT_TRUE(harness_.scheduler.idle());
     ASSERT_EQ(harness_.scheduler.pool().num_available(), options_.scheduler.num_pages) << "a page is lost";
-    for (const toy::Request &request : requests_) compare(request);
+    for (const auto &[id, request] : requests_) compare(request);
   }
 
-  uint64_t num_steps() const { return num_steps_; }
+  int64_t num_steps() const { return num_steps_; }
   const SchedulerCounters &counters() const { return harness_.scheduler.counters(); }
 
  private:
-  uint32_t below(uint32_t n) { return static_cast<uint32_t>(random_() % n); }
-  bool one_in(uint32_t n) { return below(n) == 0; }
-  int32_t between(int32_t low, int32_t high) {
-    return low + static_cast<int32_t>(below(static_cast<uint32_t>(high - low + 1)));
+  void happen(const sim::Event &e) {
+    const auto id = static_cast<uint64_t>(e.id);
+    if (e.what == "arrive") {
+      requests_[id] = e.request(options_.vocab_size);
+      harness_.submit(requests_[id]);
+      if (poison_of(requests_[id]) < e.prompt) arrive_poisoned(requests_[id]);
+    } else if (e.what == "cancel") {
+      harness_.scheduler.cancel(id);
+      cancelled_.insert(id);
+    } else if (e.what == "fail" || e.what == "lose") {
+      auto batch = harness_.scheduler.schedule();
+      if (batch) harness_.scheduler.fail(std::move(*batch), "failed");
+      if (e.what == "fail") return;
+      for (const auto &[live, request] : requests_) cancelled_.insert(live);
+      harness_.scheduler.cancel_all();
+      ASSERT_TRUE(harness_.scheduler.idle());
+      ASSERT_EQ(harness_.scheduler.pool().num_available(), options_.scheduler.num_pages) << "a page is lost";
+    } else {
+      FAIL() << "nobody knows what '" << e.what << "' is";
+    }
   }
 
-  EngineOptions make_options() {
-    EngineOptions o;
-    o.vocab_size = 24;
-    o.eos_token_ids = {1};
-    o.scheduler.page_size = 1 << between(0, 3);
-    o.scheduler.num_pages = between(2, 60 / o.scheduler.page_size + 4);
-    o.scheduler.max_context = std::min(48, o.scheduler.num_pages * o.scheduler.page_size + 1);
-    o.scheduler.token_budget = one_in(4) ? between(1, 3) : between(1, 24);
-    o.scheduler.max_seqs = between(1, 8);
-    o.scheduler.prefix_cache = !one_in(4);
-    return o;
+  static int64_t poison_of(const toy::Request &r) {
+    return std::find(r.prompt.begin(), r.prompt.end(), toy::kPoison) - r.prompt.begin();
   }
 
-  void arrive() {
-    toy::Request r;
-    r.id = requests_.size() + 1;
-    const int32_t num_tokens_max = options_.scheduler.max_context;
-    const int32_t num_prompt = between(1, one_in(3) ? num_tokens_max - 1 : std::min(12, num_tokens_max - 1));
-    r.prompt = toy::tokens(num_prompt, between(1, 3), options_.vocab_size);  // few families: prefixes are shared
-    if (one_in(2)) r.prompt[below(static_cast<uint32_t>(num_prompt))] = between(4, 23);
-    if (one_in(25)) r.prompt[static_cast<size_t>(num_prompt) / 2] = toy::kPoison;  // often the same prompt again
-    r.max_tokens = between(1, num_tokens_max - num_prompt);
-    r.seed = below(4);
-    r.temperature = one_in(2) ? 0.0F : 0.7F;
-    r.top_k = one_in(2) ? 0 : 5;
-    r.top_p = one_in(2) ? 1.0F : 0.8F;
-    r.repetition_penalty = one_in(4) ? 1.3F : 1.0F;
-    r.frequency_penalty = one_in(4) ? 0.5F : 0.0F;
-    r.ignore_eos = one_in(2) ? 1 : 0;
-    if (one_in(4)) r.stop = {between(4, 23)};
-    requests_.push_back(r);
-    cancelled_.push_back(false);
-    harness_.submit(r);
-  }
-
-  void cancel() {
-    if (requests_.empty()) return;
-    const size_t recent = std::min<size_t>(requests_.size(), 12);
-    const size_t at = requests_.size() - 1 - below(static_cast<uint32_t>(recent));
-    harness_.scheduler.cancel(requests_[at].id);
-    cancelled_[at] = true;
-  }
-
-  void fail_a_step() {
-    auto batch = harness_.scheduler.schedule();
-    if (batch) harness_.scheduler.fail(std::move(*batch), "failed");
+  /// Of two that have the poison in common and live at once, one may find the other's pages: what is wrong with them shows
+  /// only in the logits at the end of the prompt. Whoever comes later must not.
+  void arrive_poisoned(const toy::Request &arrived) {
+    std::erase_if(poisoned_, [&](uint64_t id) { return harness_.results.at(id).finish.has_value(); });
+    const auto end = arrived.prompt.begin() + poison_of(arrived) + 1;
+    for (const uint64_t id : poisoned_) {
+      const std::vector<int32_t> &other = requests_.at(id).prompt;
+      if (std::mismatch(arrived.prompt.begin(), end, other.begin(), other.end()).first != end) continue;
+      in_company_.insert({id, arrived.id});
+    }
+    poisoned_.push_back(arrived.id);
   }
 
   void step() {
@@ -115,8 +103,7 @@ class World {
     const toy::Result &got = harness_.results.at(request.id);
     const toy::Result expected = toy::solo(request, options_);
     ASSERT_TRUE(got.finish.has_value()) << "request " << request.id << " never ended";
-    const auto poison = std::find(request.prompt.begin(), request.prompt.end(), toy::kPoison);
-    ASSERT_LE(got.num_cached, poison - request.prompt.begin())
+    ASSERT_TRUE(got.num_cached <= poison_of(request) || in_company_.contains(request.id))
         << "request " << request.id << " found poison in the cache";
     const bool failed = got.finish == TS_FINISH_ERROR && got.message == "failed";
     const bool cancelled = got.finish == TS_FINISH_CANCELLED;
@@ -125,58 +112,109 @@ class World {
       ASSERT_EQ(got.tokens, expected.tokens) << "request " << request.id;
       return;
     }
-    ASSERT_TRUE(failed || cancelled_[request.id - 1]) << "request " << request.id << " was not cancelled by us";
+    ASSERT_TRUE(failed || cancelled_.contains(request.id)) << "request " << request.id << " was not cancelled by us";
     ASSERT_LE(got.tokens.size(), expected.tokens.size());
     ASSERT_TRUE(std::equal(got.tokens.begin(), got.tokens.end(), expected.tokens.begin())) << "request " << request.id;
   }
 
-  std::mt19937_64 random_;
+  Script script_;
   EngineOptions options_;
   toy::Harness harness_;
-  uint32_t arrivals_;  // in percent of the steps
-  uint64_t num_steps_ = 0;
-  std::vector<toy::Request> requests_;
-  std::vector<bool> cancelled_;
+  int64_t num_steps_ = 0;
+  std::map<uint64_t, toy::Request> requests_;
+  std::set<uint64_t> cancelled_;
+  std::vector<uint64_t> poisoned_;  // that may live
+  std::set<uint64_t> in_company_;
 };
 
-std::array<char, 64> seed_line;  // what a broken invariant, which aborts, says last
+/// What the process that runs the worlds tells the one that waits for it.
+struct Progress {
+  uint64_t seed = 0;
+  uint64_t num_steps = 0;
+  SchedulerCounters sums;
+};
 
-void say_seed(int) {
-  (void)!write(STDERR_FILENO, seed_line.data(), std::strlen(seed_line.data()));
-  std::signal(SIGABRT, SIG_DFL);
+bool run_worlds(Progress &progress, uint64_t first, uint64_t wanted) {
+  for (progress.seed = first; progress.num_steps < wanted; ++progress.seed) {
+    World world(sim::Draw(progress.seed).script(400));
+    world.run();
+    if (testing::Test::HasFailure()) return false;
+    progress.num_steps += static_cast<uint64_t>(world.num_steps());
+    progress.sums.num_preemptions += world.counters().num_preemptions;
+    progress.sums.num_cached_tokens += world.counters().num_cached_tokens;
+    progress.sums.num_finished += world.counters().num_finished;
+  }
+  return true;
+}
+
+bool run_script(const Script &script) {
+  World(script).run();
+  return !testing::Test::HasFailure();
+}
+
+/// The shortest failing script that was found, as text.
+std::string shortened(const Script &script) {
+  const auto fails = [](const Script &s) { return !sim::passes([&s] { return run_script(s); }, true); };
+  if (!fails(script)) return "but not when it is run again: the engine is not deterministic\n";
+  const Script shortest = sim::Shrink(script, fails, 20).run();
+  std::ostringstream text;
+  text << "these " << shortest.events.size() << " of its " << script.events.size()
+       << " events fail too; with them in a file, TS_SIM_SCRIPT=file runs them:\n"
+       << sim::print(shortest);
+  return text.str();
 }
 
 TEST(SchedulerSim, RandomWorldsKeepEveryInvariant) {
-  std::signal(SIGABRT, say_seed);
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  constexpr uint64_t kSteps = 20'000;
-#else
-  constexpr uint64_t kSteps = 300'000;
-#endif
-  const bool one = std::getenv("TS_SIM_SEED") != nullptr;
-  const uint64_t wanted = environment("TS_SIM_STEPS", kSteps);
-  uint64_t steps = 0;
-  SchedulerCounters sums;
-  for (uint64_t seed = environment("TS_SIM_SEED", 1); steps < wanted; ++seed) {
-    std::snprintf(seed_line.data(), seed_line.size(), "TS_SIM_SEED=%llu runs this world alone\n",
-                  static_cast<unsigned long long>(seed));
-    World world(seed);
-    world.run(400);
-    if (HasFailure()) {
-      ADD_FAILURE() << seed_line.data();
-      return;
-    }
-    steps += world.num_steps();
-    sums.num_preemptions += world.counters().num_preemptions;
-    sums.num_cached_tokens += world.counters().num_cached_tokens;
-    sums.num_finished += world.counters().num_finished;
-    if (one) return;
+  if (const char *file = std::getenv("TS_SIM_SCRIPT")) {
+    std::ifstream in(file);
+    ASSERT_TRUE(in) << "there is no file " << file;
+    run_script(sim::parse(in));
+    return;
   }
-  EXPECT_GT(sums.num_preemptions, wanted / 100) << "the worlds are too roomy to test preemption";
-  EXPECT_GT(sums.num_cached_tokens, wanted / 10) << "the worlds share too little to test the prefix cache";
-  RecordProperty("preemptions", std::to_string(sums.num_preemptions));
-  RecordProperty("cached_tokens", std::to_string(sums.num_cached_tokens));
-  RecordProperty("finished", std::to_string(sums.num_finished));
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  constexpr uint64_t kSteps = 30'000;
+#else
+  constexpr uint64_t kSteps = 3'000'000;
+#endif
+  const uint64_t first = environment("TS_SIM_SEED", 1), wanted = environment("TS_SIM_STEPS", kSteps);
+  void *memory = mmap(nullptr, sizeof(Progress), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(memory, MAP_FAILED);
+  Progress &progress = *new (memory) Progress;
+  if (!sim::passes([&] { return run_worlds(progress, first, wanted); }, false)) {
+    FAIL() << "world " << progress.seed << " fails (TS_SIM_SEED=" << progress.seed << " begins with it); "
+           << shortened(sim::Draw(progress.seed).script(400));
+  }
+  std::printf("worlds %llu to %llu: %llu steps\n", static_cast<unsigned long long>(first),
+              static_cast<unsigned long long>(progress.seed - 1), static_cast<unsigned long long>(progress.num_steps));
+  EXPECT_GT(progress.sums.num_preemptions, wanted / 100) << "the worlds are too roomy to test preemption";
+  EXPECT_GT(progress.sums.num_cached_tokens, wanted / 10) << "the worlds share too little to test the prefix cache";
+  munmap(memory, sizeof(Progress));
+}
+
+TEST(SimScript, IsReadBackAsItWasPrinted) {
+  const Script script = sim::Draw(7).script(400);
+  ASSERT_GT(script.events.size(), 20);
+  std::istringstream in(sim::print(script));
+  EXPECT_EQ(sim::print(sim::parse(in)), sim::print(script));
+}
+
+TEST(SimShrink, FindsTheFewEventsThatMatter) {
+  const Script script = sim::Draw(3).script(400);
+  // Fails whenever a request is cancelled behind the arrival of one whose prompt has five tokens or more.
+  const auto fails = [](const Script &s) {
+    bool arrived = false;
+    for (const sim::Event &e : s.events) {
+      arrived = arrived || (e.what == "arrive" && e.prompt >= 5);
+      if (arrived && e.what == "cancel") return true;
+    }
+    return false;
+  };
+  ASSERT_TRUE(fails(script));
+  const Script shortest = sim::Shrink(script, fails, 20).run();
+  ASSERT_EQ(shortest.events.size(), 2) << sim::print(shortest);
+  EXPECT_EQ(shortest.events[0].prompt, 5);
+  EXPECT_EQ(shortest.events[0].max_tokens, 1);
+  EXPECT_EQ(shortest.events[1].at, 0);
 }
 
 }  // namespace

@@ -1,0 +1,185 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <istream>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "../runtime/toy.h"
+
+/// What happens in a simulated world, written down: drawn from a seed, printed, read back, and cut down to what matters.
+namespace sim {
+
+struct Event {
+  int64_t at = 0;      ///< before this step
+  std::string what;    ///< arrive, cancel, fail (the step cannot be run), lose (a rank: whatever lives ends)
+  int64_t id = 0;      ///< of arrive and cancel
+  int64_t prompt = 0;  ///< of an arrival, all that follows: tokens of its prompt
+  int64_t family = 0;  ///< prompts of one family are alike
+  int64_t changed = -1, changed_to = 0, poison = -1;  ///< but here, if not -1
+  int64_t max_tokens = 0, seed = 0, warm = 0, top_k = 0, narrow = 0, repeated = 0, frequent = 0, ignore_eos = 0;
+  int64_t stop = 0;  ///< a stop token, if not 0
+
+  template <class Self, class F>
+  static void fields(Self &e, const F &f) {
+    if (e.what == "arrive" || e.what == "cancel") f("id", e.id);
+    if (e.what != "arrive") return;
+    f("prompt", e.prompt), f("family", e.family), f("changed", e.changed), f("changed_to", e.changed_to);
+    f("poison", e.poison), f("max_tokens", e.max_tokens), f("seed", e.seed), f("warm", e.warm), f("top_k", e.top_k);
+    f("narrow", e.narrow), f("repeated", e.repeated), f("frequent", e.frequent), f("ignore_eos", e.ignore_eos);
+    f("stop", e.stop);
+  }
+
+  toy::Request request(int32_t vocab_size) const {
+    toy::Request r;
+    r.id = static_cast<uint64_t>(id);
+    r.prompt = toy::tokens(static_cast<int32_t>(prompt), static_cast<uint64_t>(family), vocab_size);
+    if (changed >= 0 && changed < prompt) r.prompt[static_cast<size_t>(changed)] = static_cast<int32_t>(changed_to);
+    if (poison >= 0 && poison < prompt) r.prompt[static_cast<size_t>(poison)] = toy::kPoison;
+    r.max_tokens = static_cast<int32_t>(max_tokens);
+    r.seed = static_cast<uint64_t>(seed);
+    r.temperature = warm != 0 ? 0.7F : 0.0F;
+    r.top_k = static_cast<int32_t>(top_k);
+    r.top_p = narrow != 0 ? 0.8F : 1.0F;
+    r.repetition_penalty = repeated != 0 ? 1.3F : 1.0F;
+    r.frequency_penalty = frequent != 0 ? 0.5F : 0.0F;
+    r.ignore_eos = static_cast<int32_t>(ignore_eos);
+    if (stop != 0) r.stop = {static_cast<int32_t>(stop)};
+    return r;
+  }
+};
+
+struct Script {
+  int64_t page_size = 1, num_pages = 1, max_context = 2, token_budget = 1, max_seqs = 1, prefix_cache = 1;
+  std::vector<Event> events;  ///< in order of time
+
+  template <class Self, class F>
+  static void fields(Self &s, const F &f) {
+    f("page_size", s.page_size), f("num_pages", s.num_pages), f("max_context", s.max_context);
+    f("token_budget", s.token_budget), f("max_seqs", s.max_seqs), f("prefix_cache", s.prefix_cache);
+  }
+
+  ts::EngineOptions options() const {
+    ts::EngineOptions o;
+    o.vocab_size = 24;
+    o.eos_token_ids = {1};
+    o.scheduler.page_size = static_cast<int32_t>(page_size);
+    o.scheduler.num_pages = static_cast<int32_t>(num_pages);
+    o.scheduler.max_context = static_cast<int32_t>(max_context);
+    o.scheduler.token_budget = static_cast<int32_t>(token_budget);
+    o.scheduler.max_seqs = static_cast<int32_t>(max_seqs);
+    o.scheduler.prefix_cache = prefix_cache != 0;
+    return o;
+  }
+
+  /// Whether every request in it is one that the engine would take.
+  bool legal() const {
+    const int64_t fits = std::min(max_context, num_pages * page_size + 1);
+    return page_size >= 1 && num_pages >= 1 && token_budget >= 1 && max_seqs >= 1 &&
+           std::ranges::all_of(events, [&](const Event &e) {
+             return e.what != "arrive" || (e.prompt >= 1 && e.max_tokens >= 1 && e.prompt + e.max_tokens <= fits);
+           });
+  }
+};
+
+inline std::string print(const Script &script) {
+  std::ostringstream out;
+  const auto put = [&](const char *name, int64_t value) { out << ' ' << name << '=' << value; };
+  out << "world";
+  Script::fields(script, put);
+  for (const Event &e : script.events) {
+    out << '\n' << e.at << ' ' << e.what;
+    Event::fields(e, put);
+  }
+  out << '\n';
+  return out.str();
+}
+
+/// What print wrote. A field that is missing keeps its default.
+inline Script parse(std::istream &in) {
+  Script script;
+  std::string line;
+  while (std::getline(in, line)) {
+    std::istringstream words(line);
+    std::string first, word;
+    words >> first;
+    if (first.empty()) continue;
+    const bool world = first == "world";
+    Event *e = world ? nullptr : &script.events.emplace_back();
+    if (e != nullptr) {
+      e->at = std::stoll(first);
+      words >> e->what;
+    }
+    while (words >> word) {
+      const size_t equals = word.find('=');
+      const auto take = [&](const char *name, int64_t &value) {
+        if (word.substr(0, equals) == name) value = std::stoll(word.substr(equals + 1));
+      };
+      world ? Script::fields(script, take) : Event::fields(*e, take);
+    }
+  }
+  return script;
+}
+
+/// A random world: its size, arrivals, cancels, requests that take nearly all pages, steps that fail, ranks that are lost.
+class Draw {
+ public:
+  explicit Draw(uint64_t seed) : random_(seed) {}
+
+  Script script(int64_t num_steps) {
+    Script s;
+    s.page_size = int64_t{1} << between(0, 3);
+    s.num_pages = between(2, 60 / s.page_size + 4);
+    s.max_context = std::min<int64_t>(48, s.num_pages * s.page_size + 1);
+    s.token_budget = one_in(4) ? between(1, 3) : between(1, 24);
+    s.max_seqs = between(1, 8);
+    s.prefix_cache = one_in(4) ? 0 : 1;
+    const int64_t arrivals = between(1, 100);  // in percent of the steps
+    int64_t num_arrived = 0;
+    for (int64_t at = 0; at < num_steps; ++at) {
+      if (between(1, 100) <= arrivals) s.events.push_back(arrival(s, at, ++num_arrived));
+      if (one_in(20) && num_arrived > 0) {
+        Event &e = s.events.emplace_back();
+        e.at = at, e.what = "cancel", e.id = num_arrived - between(0, std::min<int64_t>(num_arrived, 12) - 1);
+      }
+      if (one_in(400)) add(s, at, "fail");
+      if (one_in(2000)) add(s, at, "lose");
+    }
+    return s;
+  }
+
+ private:
+  int64_t between(int64_t low, int64_t high) {
+    return low + static_cast<int64_t>(random_() % static_cast<uint64_t>(high - low + 1));
+  }
+  bool one_in(int64_t n) { return between(1, n) == 1; }
+
+  static void add(Script &s, int64_t at, const char *what) {
+    Event &e = s.events.emplace_back();
+    e.at = at, e.what = what;
+  }
+
+  Event arrival(const Script &s, int64_t at, int64_t id) {
+    Event e;
+    e.at = at, e.what = "arrive", e.id = id;
+    const bool hog = one_in(40);
+    e.prompt =
+        hog ? s.max_context - 1 : between(1, one_in(3) ? s.max_context - 1 : std::min<int64_t>(12, s.max_context - 1));
+    e.family = between(1, 3);  // few: prefixes are shared
+    if (one_in(2)) e.changed = between(0, e.prompt - 1), e.changed_to = between(4, 23);
+    if (one_in(25)) e.poison = std::min(e.prompt - 1, between(0, 1) * 3);  // often the same beginning again
+    e.max_tokens = between(1, s.max_context - e.prompt);
+    e.seed = between(0, 3);
+    e.warm = between(0, 1), e.top_k = between(0, 1) * 5, e.narrow = between(0, 1);
+    e.repeated = one_in(4) ? 1 : 0, e.frequent = one_in(4) ? 1 : 0, e.ignore_eos = between(0, 1);
+    if (one_in(4)) e.stop = between(4, 23);
+    return e;
+  }
+
+  std::mt19937_64 random_;
+};
+
+}  // namespace sim
