@@ -54,6 +54,12 @@ class Either:
 Pattern: TypeAlias = Bind | Parameter | Node | Through | Either
 
 
+def projection(name: str) -> Pattern:
+    """linear(x, weight), with or without bias."""
+    linear = Node("linear", (Bind("x"), Parameter(name)), name=f"{name}.linear")
+    return Either(Node("add", (linear, Parameter(f"{name}.bias")), name=f"{name}.add"), linear)
+
+
 class Mismatch(Exception):
     """Why a pattern does not match."""
 

@@ -20,7 +20,7 @@ from tscompile.errors import CompileError
 from tscompile.ir import DTYPES, Graph, Op, Sym, Value, Weight
 from tscompile.mesh import Mesh
 from tscompile.ops.base import ints, num_bytes
-from tscompile.passes import expand, fit, precision, propagate, reshard
+from tscompile.passes import canonicalize, expand, fit, precision, propagate, reshard
 from tscompile.passes.capture import traced
 from tscompile.placement import parse_placement
 from tscompile.price import Prices, collective_of
@@ -45,7 +45,7 @@ def rank_meshes(folder: Path, ranks: int, target: str, load: Load, dtype: str = 
     options = Options(models.find_for(folder), folder, targets=(target,), dtype=dtype)
     builder, *_ = traced(options, config, Mesh())
     build = Build(options, cast(Any, None), Mesh(), builder.graph)
-    for step in (expand, precision):
+    for step in (expand, precision, canonicalize):
         step.run(build)
     rows = [
         _row(build.graph, options, mesh, load, target)

@@ -29,6 +29,10 @@ PASSES: tuple[tuple[str, str], ...] = (
         "precision",
         "casts to the plan's dtype, before placement so that a redistribute moves what is really stored",
     ),
+    (
+        "canonicalize",
+        "projections apart, rows gathered before the head: what fit and propagate place; the casts stand",
+    ),
     ("fit", "vocabulary and KV heads such that the ranks divide them, so that propagate can shard them"),
     ("propagate", "every value has a placement on every axis"),
     ("reshard", "a redistribute wherever a value's placement is not what its consumer takes"),

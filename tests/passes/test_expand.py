@@ -13,7 +13,17 @@ from tscompile import models
 from tscompile.build import Build
 from tscompile.errors import CompileError
 from tscompile.ir import Op
-from tscompile.passes import capture, collectives, expand, fuse, localize, precision, propagate, reshard
+from tscompile.passes import (
+    canonicalize,
+    capture,
+    collectives,
+    expand,
+    fuse,
+    localize,
+    precision,
+    propagate,
+    reshard,
+)
 from tscompile.verify import verify
 
 LATENT = {
@@ -78,7 +88,7 @@ def test_what_is_rounded_where(tmp_path: Path) -> None:
 
 def test_golden_of_groups(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     build = captured(tmp_path)
-    for step in (expand, precision, propagate, reshard, collectives, localize, fuse):
+    for step in (expand, precision, canonicalize, propagate, reshard, collectives, localize, fuse):
         step.run(build)
         verify(build.graph)
     golden.check("fuse-latent", build.graph, request)

@@ -12,7 +12,7 @@ from tscompile.build import Build
 from tscompile.ir import GROUP_KINDS
 from tscompile.mesh import Mesh
 from tscompile.parser import parse
-from tscompile.passes import collectives, fuse, localize, precision, propagate, reshard
+from tscompile.passes import canonicalize, collectives, fuse, localize, precision, propagate, reshard
 from tscompile.recipe import Concat, Interleave
 from tscompile.verify import verify
 
@@ -20,7 +20,7 @@ from tscompile.verify import verify
 def one_rank(dtype: str = "bf16") -> Build:
     build = golden.after("capture", precision.run, Mesh(), dtype=dtype)
     build.mesh = Mesh()
-    for step in (propagate, reshard, collectives, localize, fuse):
+    for step in (canonicalize, propagate, reshard, collectives, localize, fuse):
         step.run(build)
         verify(build.graph)
     return build

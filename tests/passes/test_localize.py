@@ -20,7 +20,7 @@ def test_golden(request: pytest.FixtureRequest) -> None:
 
 
 def test_one_rank_is_left_alone() -> None:
-    build = golden.after("precision", propagate.run, Mesh())
+    build = golden.after("canonicalize", propagate.run, Mesh())
     reshard.run(build)
     before = print_graph(build.graph)
     localize.run(build)

@@ -23,11 +23,11 @@ def _prices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_golden(request: pytest.FixtureRequest) -> None:
-    golden.check("propagate", golden.after("precision", propagate.run).graph, request)
+    golden.check("propagate", golden.after("canonicalize", propagate.run).graph, request)
 
 
 def test_one_rank_replicates_everything() -> None:
-    graph = golden.after("precision", propagate.run, Mesh()).graph
+    graph = golden.after("canonicalize", propagate.run, Mesh()).graph
     assert {value.placement for value in graph.values()} == {(Replicate(),)}
 
 

@@ -22,7 +22,7 @@ from tscompile.errors import CompileError
 from tscompile.interpret import Batch, Interpreter, Sequences
 from tscompile.ir import Graph
 from tscompile.ops import REGISTRY
-from tscompile.passes import collectives, fit, localize, propagate, reshard
+from tscompile.passes import canonicalize, collectives, fit, localize, propagate, reshard
 from tscompile.price import Prices
 from tscompile.printer import print_graph
 from tscompile.verify import verify
@@ -34,7 +34,7 @@ PRICES = [
     for tokens in (8, 2000)
     for sharded in (False, True)
 ]
-PASSES = {m.__name__.split(".")[-1]: m.run for m in (fit, propagate, reshard, collectives, localize)}
+PASSES = (canonicalize, fit, propagate, reshard, collectives, localize)
 
 
 @cache
@@ -69,8 +69,8 @@ def place(graph: Graph, prices: Prices) -> None:
     build = golden.build_of(graph)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(propagate, "prices_of", lambda _: prices)
-        for run in PASSES.values():
-            run(build)
+        for step in PASSES:
+            step.run(build)
             verify(build.graph)
 
 

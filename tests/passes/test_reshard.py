@@ -18,7 +18,7 @@ def test_golden(request: pytest.FixtureRequest) -> None:
 
 
 def test_one_rank_gets_none() -> None:
-    build = golden.after("precision", propagate.run, Mesh())
+    build = golden.after("canonicalize", propagate.run, Mesh())
     before = [op.kind for op in build.graph.ops if op.kind != "boundary"]
     reshard.run(build)
     assert [op.kind for op in build.graph.ops] == before

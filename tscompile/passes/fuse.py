@@ -1,9 +1,9 @@
 """fuse: every op becomes part of a group, and each group one kernel (tscompile/ir.py, GROUP_KINDS).
 
 Takes one rank's graph of registry ops. Gives a graph of groups, and build.receipts: for each pattern and
-place where it was tried, whether it matched, or why not. Rewrites come first (rows gathered early, gate and
-up merged, QKV merged), then groups are cut around anchors. What a pattern or a group is stands in the tables
-below; tscompile/match.py matches.
+place where it was tried, whether it matched, or why not. Rewrites come first (gate and up merged, QKV
+merged), then groups are cut around anchors. What a pattern or a group is stands in the tables below;
+tscompile/match.py matches.
 """
 
 from __future__ import annotations
@@ -13,20 +13,12 @@ from dataclasses import dataclass, field
 
 from tscompile.build import Build, Receipt
 from tscompile.cut import Cut, Cutter
-from tscompile.ir import Op, Sym, Value, Weight
-from tscompile.match import Bind, Either, Found, Mismatch, Node, Parameter, Pattern, Through
-from tscompile.ops import lookup
+from tscompile.ir import Op, Value, Weight
+from tscompile.match import Bind, Either, Found, Mismatch, Node, Parameter, Pattern, Through, projection
 from tscompile.recipe import Concat, Interleave, Recipe
 from tscompile.rewrite import Rewriter, common_path, in_order
 
 TILE = 16  # columns that gate and up take in turn: the kernels' tile
-
-
-def projection(name: str) -> Pattern:
-    """linear(x, weight), with or without bias."""
-    linear = Node("linear", (Bind("x"), Parameter(name)), name=f"{name}.linear")
-    return Either(Node("add", (linear, Parameter(f"{name}.bias")), name=f"{name}.add"), linear)
-
 
 HEAD = ("cast", "rope", "rms_norm")  # what a head may go through between projection and cache, nearest first
 Q, K, V = projection("q"), projection("k"), projection("v")
@@ -109,8 +101,6 @@ CUTS = (
 def run(build: Build) -> None:
     graph = build.graph
     fuser = _Fuser(Rewriter(graph), build.receipts)
-    fuser.gather_early()
-    fuser.split_weights()
     fuser.merge("gate_up_swiglu", "mul", Either(EXPERTS_GATE_UP, GATE_UP), fuser.merge_gate_up)
     fuser.merge("qkv", "attention", QKV, fuser.merge_qkv)
     fuser.merge("latent_write", "latent_write", LATENT_WRITE, fuser.merge_latent)
@@ -145,74 +135,7 @@ class _Fuser:
             except Mismatch as reason:
                 self.note(pattern, op, str(reason))
 
-    # --- rows gathered early ---
-
-    def gather_early(self) -> None:
-        """Moves a gather_rows up, past ops that work row by row, to before the last that does much (the
-        head's linear): then only the rows whose logits are wanted are computed."""
-        matcher = self.rewriter.matcher
-        for gather in [op for op in self.rewriter.graph.ops if op.kind == "gather_rows"]:
-            value, path, best = gather.inputs[0], list[tuple[Op, int]](), 0
-            while (op := matcher.producers.get(id(value))) and matcher.single(value):
-                index = _row_input(op)
-                if index is None:
-                    break
-                path.append((op, index))
-                best = len(path) if _is_heavy(op) else best
-                value = op.inputs[index]
-            if best:
-                self._hoist(gather, path[:best])
-                self.note("gather_early", path[best - 1][0])
-            else:
-                self.note(
-                    "gather_early",
-                    gather,
-                    f"{gather.inputs[0]!r} comes from no large op that works row by row",
-                )
-
-    def _hoist(self, gather: Op, path: list[tuple[Op, int]]) -> None:
-        """path: from the gather up to the op that it moves above."""
-        top, index = path[-1]
-        source, rows = top.inputs[index], gather.inputs[1]
-        early = self.rewriter.like(source, f"{source.name}.rows")
-        early.shape = (*rows.shape, *source.shape[1:])
-        with self.rewriter.changing([gather, *(op for op, _ in path)]):
-            for op, _ in path:
-                op.outputs[0].shape = (*rows.shape, *op.outputs[0].shape[1:])
-            top.inputs[index] = early
-            path[0][0].outputs = gather.outputs  # what the gather gave now comes from the last op of the path
-        new = Op("gather_rows", [source, rows], [early], {}, top.source)
-        self.rewriter.replace([gather], top, [new, top])
-
-    # --- split and merged projections ---
-
-    def split_weights(self) -> None:
-        """A split of a linear's output becomes linears over slices of the weight: the merges below then see
-        what they look for, whether a checkpoint keeps its projections apart or merged."""
-        for split in [op for op in self.rewriter.graph.ops if op.kind == "split"]:
-            try:
-                found = self.rewriter.matcher.match(projection("whole"), split.inputs[0])
-                if not self.rewriter.matcher.single(split.inputs[0]):
-                    raise Mismatch(f"{split.inputs[0]!r} has other readers")
-            except Mismatch as reason:
-                self.note("split_weights", split, str(reason))
-                continue
-            self.rewriter.replace(found.inside, split, self._slices(split, found))
-            self.note("split_weights", split)
-
-    def _slices(self, split: Op, found: Found) -> list[Op]:
-        ops, start = list[Op](), 0
-        bias = found.values.get("whole.bias")
-        for out in split.outputs:
-            stop = start + out.row_elements
-            raw = self.rewriter.like(out, f"{out.name}.raw") if bias else out
-            weight = self.rewriter.slice_weight(found.values["whole"], start, stop)
-            ops.append(Op("linear", [found.values["x"], weight], [raw], {}, split.source))
-            if bias:
-                part = self.rewriter.slice_weight(bias, start, stop)
-                ops.append(Op("add", [raw, part], [out], {}, split.source))
-            start = stop
-        return ops
+    # --- merged projections ---
 
     def merged(
         self, found: Found, names: tuple[str, ...], called: str, join: Callable[..., Concat | Interleave]
@@ -298,24 +221,3 @@ class _Fuser:
             raise Mismatch("q_rope is not rotated whole")
         members = [op for op in found.inside if op is not attention]
         self.groups.append(("head_linear", [split, *members]))
-
-
-def _row_input(op: Op) -> int | None:
-    """The input that `op` works on row by row, with one output: its first dim is the output's, and no other
-    input has it, or another that is symbolic."""
-    rule = lookup(op.kind).factors(op.inputs, op.outputs, op.attrs)
-    factor = rule.outputs[0][0]
-    having = [i for i, dims in enumerate(rule.inputs) if factor in dims]
-    if factor == "." or len(op.outputs) != 1 or len(having) != 1:
-        return None
-    index = having[0]
-    others = [dim for v in op.inputs if v is not op.inputs[index] for dim in v.shape]
-    whole = rule.inputs[index][0] == factor and op.inputs[index].shape[0] == op.outputs[0].shape[0]
-    whole = whole and not any(isinstance(dim, Sym) for dim in others)
-    return index if whole and op.inputs[index].dtype != "i32" else None
-
-
-def _is_heavy(op: Op) -> bool:
-    """More than a few operations an element of output, as a linear does."""
-    sizes = {"T": 1, "S": 1, "L": 1, "P": 1, "context": 1}
-    return lookup(op.kind).flops(op.inputs, op.outputs, op.attrs, sizes) > 8 * op.outputs[0].row_elements
