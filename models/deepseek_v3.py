@@ -60,8 +60,7 @@ class Attention(nn.Module):
         return self.o_proj(self.attention(q_nope, q_rope, latent=latent, k_rope=k_rope, kv_b=kv_b).flatten(1))
 
 
-@placements(takes=WHOLE, gives=WHOLE)
-class MLP(nn.Module):
+class SwiGLU(nn.Module):
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
@@ -85,6 +84,11 @@ class Gate(nn.Module):
 
 
 @placements(takes=WHOLE, gives=WHOLE)
+class MLP(SwiGLU):
+    pass
+
+
+@placements(takes=WHOLE, gives=WHOLE)
 class MoE(nn.Module):
     def __init__(self, config: Config, hidden_size: int) -> None:
         super().__init__()
@@ -103,7 +107,7 @@ class MoE(nn.Module):
         )
         self.experts = Experts(num_experts, hidden_size, intermediate_size)
         num_shared = config.integer("n_shared_experts", 1)
-        self.shared_experts = MLP(hidden_size, num_shared * intermediate_size)
+        self.shared_experts = SwiGLU(hidden_size, num_shared * intermediate_size)  # summed with the routed
 
     def forward(self, x: Tensor) -> Tensor:
         ids, weights = self.routing(self.gate(x), self.gate.e_score_correction_bias)  # [T, num_chosen]
