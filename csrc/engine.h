@@ -58,7 +58,7 @@ void ts_plan_close(ts_plan *plan); /* after every engine over it is closed; NULL
 typedef struct ts_engine_options {
   uint32_t size;        /* sizeof(ts_engine_options) */
   int32_t num_threads;  /* 0: every core this process may use */
-  int32_t num_pages;    /* KV pages; 0: from kv_bytes */
+  int32_t num_pages;    /* KV pages (of each owner of sequences: dp); 0: from kv_bytes */
   int64_t kv_bytes;     /* bytes of KV cache when num_pages is 0; 0: enough for one full context or max_seqs x 2,048
                            tokens, whichever is more, within half of the free memory */
   int32_t token_budget; /* tokens a step may hold, also the longest chunk of a prefill; 0: the plan's limit */

@@ -71,9 +71,10 @@ ExecutorOptions executor_options(const ts_engine_options &o, int32_t num_ranks) 
 
 EngineOptions engine_options(const ts_engine_options &o, const Executor &executor, const Plan &plan) {
   const Limits &limits = executor.limits();
-  if (int64_t{executor.num_pages()} * limits.page_size > INT32_MAX) {
-    fail(TS_BAD_REQUEST, executor.num_pages(), " KV pages of ", limits.page_size, " tokens are more than ", INT32_MAX,
-         " slots: lower num_pages or kv_bytes");
+  const int32_t num_owners = plan.mesh().num_owners();
+  if (int64_t{num_owners} * executor.num_pages() * limits.page_size > INT32_MAX) {
+    fail(TS_BAD_REQUEST, num_owners * int64_t{executor.num_pages()}, " KV pages of ", limits.page_size,
+         " tokens are more than ", INT32_MAX, " slots: lower num_pages or kv_bytes");
   }
   if (limits.vocab_size > Sampler::kMaxVocab) {
     fail(TS_BAD_PLAN, "the plan's vocabulary has ", limits.vocab_size, " tokens, and the engine samples from at most ",
@@ -85,6 +86,7 @@ EngineOptions engine_options(const ts_engine_options &o, const Executor &executo
   options.scheduler.max_context = limits.max_context;
   options.scheduler.page_size = limits.page_size;
   options.scheduler.num_pages = executor.num_pages();
+  options.scheduler.num_owners = num_owners;
   options.scheduler.prefix_cache = o.prefix_cache == 1;
   options.scheduler.batch_memory = executor.batch_memory();
   options.vocab_size = limits.vocab_size;

@@ -61,7 +61,7 @@ EngineCore::EngineCore(const EngineOptions &options, RunStep run, SharedRows row
       scheduler_(std::make_unique<Scheduler>(options.scheduler)),
       samplers_(static_cast<size_t>(rows_.num_threads), Sampler(options.vocab_size)),
       rows_sampled_(static_cast<size_t>(options.scheduler.max_seqs)) {
-  published_.num_pages = published_.num_pages_free = options.scheduler.num_pages;
+  published_.num_pages = published_.num_pages_free = options.scheduler.num_owners * options.scheduler.num_pages;
   outcomes_.reserve(static_cast<size_t>(options.scheduler.max_seqs));
   thread_ = std::thread([this] { loop(); });
 }
@@ -288,8 +288,8 @@ void EngineCore::publish(int32_t num_running) {
     for (const Finished &f : finished_) s.num_finished += live_.erase(f.id());
     s.num_waiting = scheduler_->num_waiting();
     s.num_running = num_running;
-    s.num_pages_free = scheduler_->pool().num_blank();
-    s.num_pages_cached = scheduler_->pool().num_idle();
+    s.num_pages_free = scheduler_->cache().num_blank();
+    s.num_pages_cached = scheduler_->cache().num_idle();
     s.num_steps = num_steps_;
     s.num_prompt_tokens = sums.num_prompt_tokens;
     s.num_cached_tokens = sums.num_cached_tokens;

@@ -8,6 +8,7 @@ namespace ts {
 
 Prefilling Transition::admit(std::unique_ptr<Sequence> sequence, Admit &&e) {
   Sequence &s = *sequence;
+  s.owner = e.owner;
   Context context(num_pages_for(s.num_prompt + s.max_tokens, s.page_size));
   context.adopt(std::move(e.prefix), e.row);
   const int32_t num_computed = context.num_sealed() * s.page_size;

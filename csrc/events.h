@@ -15,9 +15,10 @@ namespace ts {
 // What can happen to a request. Linear things that an event brings are consumed with it. `row`: the sequence's row of
 // the page table.
 
-struct Admit {  ///< It may run: with the pages of its prefix that the cache has found.
+struct Admit {  ///< It may run: with the pages of its prefix that the cache of its owner has found.
   std::vector<SharedPage> prefix;
   std::span<int32_t> row;
+  int32_t owner = 0;
 };
 struct Chunk {  ///< `num_tokens` more of its tokens are in the KV cache, not yet all.
   PrefixCache &cache;

@@ -54,11 +54,12 @@ int choose_threads(int wanted) {
 }
 
 /// The number of KV pages, as ts_engine_options says. Throws TS_NO_MEMORY, telling the parts, if that and the arena do not fit.
-/// Each of `num_ranks` takes as much, from one memory.
-int32_t choose_pages(const Program &program, const ExecutorOptions &options, int32_t num_ranks) {
+/// Each rank takes as much, from one memory.
+int32_t choose_pages(const Program &program, const ExecutorOptions &options, const Mesh &mesh) {
+  const int32_t num_ranks = mesh.num_ranks(), num_owners = mesh.num_owners();
   const Limits &limits = program.limits;
   const uint64_t page_bytes = program.page_bytes * static_cast<uint64_t>(program.num_layers);
-  const int64_t most = std::numeric_limits<int32_t>::max() / limits.page_size;  // a slot is an int32
+  const int64_t most = std::numeric_limits<int32_t>::max() / limits.page_size / num_owners;  // a slot is an int32
   const uint64_t free = available_memory() / static_cast<uint64_t>(num_ranks);
   int64_t pages = options.num_pages;
   if (pages < 0 || pages > most) {
@@ -75,7 +76,8 @@ int32_t choose_pages(const Program &program, const ExecutorOptions &options, int
   }
   if (pages == 0) {
     const int64_t seqs = options.max_seqs != 0 ? std::min(options.max_seqs, limits.max_seqs) : limits.max_seqs;
-    const int64_t tokens = std::max<int64_t>(limits.max_context, seqs * kTokensPerSeq);
+    const int64_t mine = (seqs + num_owners - 1) / num_owners;  // of the sequences that ranks share out
+    const int64_t tokens = std::max<int64_t>(limits.max_context, mine * kTokensPerSeq);
     const uint64_t room = free / 2 - std::min(free / 2, program.arena_bytes);
     pages = std::min({(tokens + limits.page_size - 1) / limits.page_size, most,
                       static_cast<int64_t>(std::min<uint64_t>(room / page_bytes, most))});
@@ -241,7 +243,7 @@ Executor::Executor(std::shared_ptr<const Plan> plan, const ExecutorOptions &opti
   }
   Program program = parse_program(*plan, choose_target(*plan, options.target), rank);
   int num_threads = choose_threads(options.num_threads);
-  int32_t num_pages = rank == 0 ? choose_pages(program, options, num_ranks) : 0;
+  int32_t num_pages = rank == 0 ? choose_pages(program, options, plan->mesh()) : 0;
   if (num_ranks == 1) {
     plan->verify_weights();
     impl_ = std::make_unique<Impl>(std::move(plan), std::move(program), Ranks{}, num_pages, num_threads);

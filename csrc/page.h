@@ -29,6 +29,7 @@ class WritablePage {
   ~WritablePage();
 
   int32_t id() const;
+  int32_t number() const;           ///< what the page table says: its number among the pages of all pools
   Slot slot(int32_t offset) const;  ///< offset in [0, page_size)
 
  private:
@@ -51,6 +52,7 @@ class SharedPage {
   ~SharedPage();
 
   int32_t id() const;
+  int32_t number() const;  ///< as WritablePage's
   SharedPage share() const;
 
  private:

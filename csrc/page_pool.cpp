@@ -35,6 +35,8 @@ SharedPage::~SharedPage() {
   if (pool_ != nullptr) pool_->drop_ref(id_);
 }
 
+int32_t SharedPage::number() const { return pool_->first_page() + id(); }
+
 int32_t SharedPage::id() const {
   TS_ASSERT(pool_ != nullptr, "a shared page was used after it was moved from");
   return id_;
@@ -48,9 +50,10 @@ SharedPage SharedPage::share() const {
 
 // ---- pool -----------------------------------------------------------------------------------------------------------
 
-PagePool::PagePool(int32_t num_pages, int32_t page_size) : page_size_(page_size) {
+PagePool::PagePool(int32_t num_pages, int32_t page_size, int32_t first_page)
+    : page_size_(page_size), first_page_(first_page) {
   TS_ASSERT(num_pages >= 1 && page_size >= 1, "a pool has pages, and pages have slots");
-  TS_ASSERT(int64_t{num_pages} * page_size <= INT32_MAX, "slots are int32");
+  TS_ASSERT((int64_t{first_page} + num_pages) * page_size <= INT32_MAX, "slots are int32");
   frames_.resize(static_cast<size_t>(num_pages));
   for (int32_t page = num_pages - 1; page >= 0; --page) push_blank(page);  // so that page 0 is the first to be taken
 }

@@ -19,13 +19,15 @@ namespace ts {
 /// Not thread-safe: the step thread owns it. It outlives every page.
 class PagePool {
  public:
-  PagePool(int32_t num_pages, int32_t page_size);
+  /// `first_page`: the number of page 0 among those of all pools.
+  PagePool(int32_t num_pages, int32_t page_size, int32_t first_page = 0);
   ~PagePool();
   PagePool(const PagePool &) = delete;
   PagePool &operator=(const PagePool &) = delete;
 
   int32_t num_pages() const { return static_cast<int32_t>(frames_.size()); }
   int32_t page_size() const { return page_size_; }
+  int32_t first_page() const { return first_page_; }
   int32_t num_blank() const { return num_blank_; }
   int32_t num_idle() const { return num_idle_; }
   int32_t num_available() const { return num_blank_ + num_idle_; }  ///< what PrefixCache::allocate can give
@@ -68,6 +70,7 @@ class PagePool {
 
   std::vector<Frame> frames_;  // [num_pages]
   int32_t page_size_;
+  int32_t first_page_;
   int32_t first_blank_ = kNone;
   int32_t oldest_ = kNone;
   int32_t newest_ = kNone;
@@ -80,10 +83,12 @@ inline int32_t WritablePage::id() const {
   return id_;
 }
 
+inline int32_t WritablePage::number() const { return pool_->first_page() + id(); }
+
 inline Slot WritablePage::slot(int32_t offset) const {
   TS_ASSERT(pool_ != nullptr, "a writable page was used after it was moved from");
   TS_ASSERT(offset >= 0 && offset < pool_->page_size(), "a slot lies outside its page");
-  return Slot(id_ * pool_->page_size() + offset);
+  return Slot(number() * pool_->page_size() + offset);
 }
 
 }  // namespace ts

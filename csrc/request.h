@@ -75,6 +75,7 @@ struct Sequence {
   PageHash root;                     ///< what the first page's hash continues
   std::vector<PageHash> hashes;      ///< of every full page of `tokens`, if `hashed`
   TokenCounts counts;                ///< kept only if sampling.has_penalties()
+  int32_t owner = 0;                 ///< whose part of the KV cache it uses: decided when it is admitted
   int32_t num_cached = 0;            ///< prompt tokens that came from the prefix cache
   int32_t num_reached = 0;           ///< tokens that have ever been in the KV cache, computed or found
 

@@ -38,8 +38,7 @@ const Sequence &Batch::sequence(int32_t logit) const {
 
 Scheduler::Scheduler(const SchedulerOptions &options)
     : options_(options),
-      pool_(options.num_pages, options.page_size),
-      cache_(pool_, options.prefix_cache),
+      cache_(options.num_owners, options.num_pages, options.page_size, options.prefix_cache),
       arrays_(options.token_budget, options.max_seqs, num_pages_for(options.max_context, options.page_size),
               options.batch_memory) {
   TS_ASSERT(options.token_budget >= 1 && options.max_seqs >= 1, "a step holds at least one token of one sequence");
@@ -47,12 +46,14 @@ Scheduler::Scheduler(const SchedulerOptions &options)
   running_.reserve(max_seqs);
   logit_owners_.reserve(max_seqs);
   finished_.reserve(max_seqs);
+  num_running_of_.resize(static_cast<size_t>(options.num_owners));
+  reserved_of_.resize(static_cast<size_t>(options.num_owners));
 }
 
 void Scheduler::submit(std::unique_ptr<Sequence> sequence) {
   TS_ASSERT(sequence->page_size == options_.page_size, "a sequence is made for this scheduler's pages");
   TS_ASSERT(sequence->hashed == options_.prefix_cache, "a sequence has hashes if there is a prefix cache");
-  TS_ASSERT(num_pages_for(sequence->num_prompt + sequence->max_tokens - 1, options_.page_size) <= pool_.num_pages(),
+  TS_ASSERT(num_pages_for(sequence->num_prompt + sequence->max_tokens - 1, options_.page_size) <= options_.num_pages,
             "a request that can never fit is refused before it comes here");
   sequence->arrival = next_arrival_++;
   waiting_.emplace_back(std::in_place_type<Queued>, std::move(sequence));
@@ -118,13 +119,14 @@ bool Scheduler::grow_decodes() {
     }
     const int32_t num_tokens = decoding->sequence().num_tokens();
     const bool crosses = num_tokens > decoding->context().num_pages() * options_.page_size;
-    if (crosses && pool_.num_available() == 0) {
+    const int32_t owner = decoding->sequence().owner;
+    if (crosses && pool(owner).num_available() == 0) {
       preempt(youngest());
       enough = false;
       r = 0;  // rows have moved; those that have their slot keep it
       continue;
     }
-    decoding->context().reserve(cache_, num_tokens, arrays_.row(r));
+    decoding->context().reserve(cache_.of(owner), num_tokens, arrays_.row(r));
     ++r;
   }
   return enough;
@@ -136,16 +138,17 @@ bool Scheduler::grow_prefill(int32_t &left) {
   for (int32_t r = 0; r < num_running(); ++r) {
     auto *prefilling = std::get_if<Prefilling>(&running(r).state);
     if (prefilling == nullptr) continue;
-    prefilling->adopt(cache_, arrays_.row(r));
+    PrefixCache &cache = cache_.of(prefilling->sequence().owner);
+    prefilling->adopt(cache, arrays_.row(r));
     const int32_t wanted = std::min(left + 1, prefilling->num_remaining());
-    const int32_t room = (prefilling->context().num_pages() + pool_.num_available()) * options_.page_size;
+    const int32_t room = (prefilling->context().num_pages() + cache.pool().num_available()) * options_.page_size;
     const int32_t chunk = std::min(wanted, room - prefilling->num_computed());
     if (chunk <= 0) {
       TS_ASSERT(r == youngest(), "the youngest sequence is the one that is still prefilling");
       preempt(r);
       return false;
     }
-    prefilling->context().reserve(cache_, prefilling->num_computed() + chunk, arrays_.row(r));
+    prefilling->context().reserve(cache, prefilling->num_computed() + chunk, arrays_.row(r));
     running(r).num_tokens = chunk;
     left -= chunk - 1;
     return chunk == prefilling->num_remaining();  // at most one sequence is in the middle of its prefill
@@ -156,34 +159,61 @@ bool Scheduler::grow_prefill(int32_t &left) {
 void Scheduler::admit(int32_t &left) {
   const int32_t max_running = std::min(options_.max_seqs, options_.token_budget);
   if (left <= 0 || num_running() >= max_running || waiting_.empty() || pages_short_) return;
-  int32_t reserved = 0;
-  for (int32_t r = 0; r < num_running(); ++r) reserved += running(r).wants_pages(options_.page_size) ? 1 : 0;
+  std::ranges::fill(reserved_of_, 0);
+  for (const Running &seq : running_) reserve_one(seq);
   while (left > 0 && num_running() < max_running && !waiting_.empty() && !pages_short_) {
-    if (!admit_one(left, reserved)) pages_short_ = true;
+    if (!admit_one(left)) pages_short_ = true;
   }
 }
 
-/// Admits the oldest waiting sequence if all that it knows fits beside the `reserved` pages: one for each that runs
-/// already and may still want more. Else it would soon be preempted again.
-bool Scheduler::admit_one(int32_t &left, int32_t &reserved) {
-  const Sequence &sequence = sequence_of(waiting_.front());
-  std::vector<SharedPage> prefix = match_prefix(cache_, sequence, 0);
-  const int32_t missing =
-      num_pages_for(sequence.num_tokens(), options_.page_size) - static_cast<int32_t>(prefix.size());
-  if (missing > pool_.num_available() - reserved) return false;
+void Scheduler::reserve_one(const Running &seq) {
+  const auto owner = static_cast<size_t>(seq.sequence().owner);
+  reserved_of_[owner] += seq.wants_pages(options_.page_size) ? 1 : 0;
+}
+
+/// Admits the oldest waiting sequence if an owner has room for all that it knows.
+bool Scheduler::admit_one(int32_t &left) {
+  std::vector<SharedPage> prefix;
+  const int32_t owner = choose_owner(sequence_of(waiting_.front()), prefix);
+  if (owner < 0) return false;
 
   const bool first_time = std::holds_alternative<Queued>(waiting_.front());
-  const std::span<int32_t> row = arrays_.row(num_running());
-  Prefilling state = next(std::move(waiting_.front()), Admit{std::move(prefix), row});
+  const int32_t r = make_row(owner);
+  const std::span<int32_t> row = arrays_.row(r);
+  Prefilling state = next(std::move(waiting_.front()), Admit{std::move(prefix), row, owner});
   waiting_.pop_front();
   if (first_time) counters_.num_prompt_tokens += static_cast<uint64_t>(state.sequence().num_prompt);
 
   const int32_t chunk = std::min(left, state.num_remaining());
-  state.context().reserve(cache_, state.num_computed() + chunk, row);
+  state.context().reserve(cache_.of(owner), state.num_computed() + chunk, row);
   left -= chunk;
-  running_.push_back({std::move(state), chunk});
-  reserved += running_.back().wants_pages(options_.page_size) ? 1 : 0;
+  Running seq{std::move(state), chunk};
+  reserve_one(seq);
+  if (r == num_running()) {
+    running_.push_back(std::move(seq));
+  } else {
+    running(r) = std::move(seq);
+  }
   return true;
+}
+
+/// The owner that has most of the sequence's prefix, which comes with it, else most pages left; of those with room for all that the
+/// sequence knows beside the reserved pages, or else it would soon be preempted again. -1 if there is none.
+int32_t Scheduler::choose_owner(const Sequence &sequence, std::vector<SharedPage> &prefix) {
+  int32_t best = -1, most_left = 0;
+  for (int32_t owner = 0; owner < cache_.num_owners(); ++owner) {
+    std::vector<SharedPage> found = match_prefix(cache_.of(owner), sequence, 0);
+    const int32_t missing =
+        num_pages_for(sequence.num_tokens(), options_.page_size) - static_cast<int32_t>(found.size());
+    const int32_t left = pool(owner).num_available() - reserved_of_[static_cast<size_t>(owner)] - missing;
+    if (left < 0) continue;
+    const bool better = found.size() > prefix.size() || (found.size() == prefix.size() && left > most_left);
+    if (best >= 0 && !better) continue;
+    best = owner;
+    most_left = left;
+    prefix = std::move(found);
+  }
+  return best;
 }
 
 void Scheduler::fill_arrays() {
@@ -226,18 +256,19 @@ void Scheduler::commit(Batch &&batch, std::span<Outcome> outcomes) {
 void Scheduler::advance(int32_t r, std::span<Outcome> outcomes, size_t &next_outcome) {
   Running &seq = running(r);
   const std::span<int32_t> row = arrays_.row(r);
+  PrefixCache &cache = cache_.of(seq.sequence().owner);
   if (!seq.wants_logits()) {
     auto &prefilling = std::get<Prefilling>(seq.state);
-    seq.state = Transition::apply(std::move(prefilling), Chunk{cache_, row, seq.num_tokens});
+    seq.state = Transition::apply(std::move(prefilling), Chunk{cache, row, seq.num_tokens});
     return;
   }
   Outcome &outcome = outcomes[next_outcome++];
   if (!outcome.error.empty()) {
-    finish(next(std::move(seq.state), Fail{cache_, std::move(outcome.error)}));
+    finish(next(std::move(seq.state), Fail{cache, std::move(outcome.error)}));
     seq.num_tokens = 0;
     return;
   }
-  Decoding decoding = next(std::move(seq.state), Token{cache_, row, outcome.token});
+  Decoding decoding = next(std::move(seq.state), Token{cache, row, outcome.token});
   ++counters_.num_output_tokens;
   if (decoding.sequence().num_outputs() == 1) {
     counters_.num_cached_tokens += static_cast<uint64_t>(decoding.sequence().num_cached);
@@ -255,7 +286,8 @@ void Scheduler::fail(Batch &&batch, const std::string &message) {
   running_ = std::exchange(batch.running_, {});
   in_flight_ = false;
   for (Running &seq : running_) {
-    finish(next(std::move(seq.state), Fail{cache_, message}));
+    PrefixCache &cache = cache_.of(seq.sequence().owner);
+    finish(next(std::move(seq.state), Fail{cache, message}));
     seq.num_tokens = 0;
   }
   remove_ended();
@@ -280,12 +312,42 @@ void Scheduler::preempt(int32_t r) {
   remove(r);
 }
 
-/// Takes out the r-th sequence, whose state is spent; the last one moves to its row.
+void Scheduler::move_row(int32_t from, int32_t to) {
+  running(to) = std::move(running(from));
+  arrays_.move_row(from, to, running(to).context().num_pages());
+}
+
+/// The row behind those of `owner`: of each owner after it, the first sequence moves behind the last. If it is no new row, what
+/// runs there is spent.
+int32_t Scheduler::make_row(int32_t owner) {
+  int32_t row = num_running();
+  for (int32_t o = cache_.num_owners() - 1; o > owner; --o) {
+    const int32_t count = num_running_of_[static_cast<size_t>(o)];
+    if (count == 0) continue;
+    const int32_t first = row - count;
+    if (row == num_running()) {
+      running_.push_back(std::move(running(first)));
+      arrays_.move_row(first, row, running_.back().context().num_pages());
+    } else {
+      move_row(first, row);
+    }
+    row = first;
+  }
+  ++num_running_of_[static_cast<size_t>(owner)];
+  return row;
+}
+
+/// Takes out the r-th sequence, whose state is spent; the last one of its owner moves to its row, to that one's the last of the
+/// next owner, and so on.
 void Scheduler::remove(int32_t r) {
-  const int32_t last = num_running() - 1;
-  if (r != last) {
-    running(r) = std::move(running(last));
-    arrays_.move_row(last, r, running(r).context().num_pages());
+  int32_t end = 0, hole = r;
+  for (int32_t &count : num_running_of_) {
+    const bool mine = end <= r && r < end + count;
+    end += count;
+    if (end <= r) continue;
+    if (mine) --count;
+    if (hole != end - 1) move_row(end - 1, hole);
+    hole = end - 1;
   }
   running_.pop_back();
   pages_short_ = false;
@@ -311,6 +373,8 @@ void Scheduler::check() const {
     TS_ASSERT(seq.context().num_pages() * options_.page_size >= seq.num_computed(), "what was computed lies in pages");
     TS_ASSERT(seq.context().num_sealed() == seq.num_computed() / options_.page_size, "full pages are sealed");
   }
+  const auto by_owner = [](const Running &a, const Running &b) { return a.sequence().owner < b.sequence().owner; };
+  TS_ASSERT(std::is_sorted(running_.begin(), running_.end(), by_owner), "those of an owner are together");
   TS_ASSERT(num_prefilling <= 1, "at most one sequence is in the middle of its prefill");
 }
 

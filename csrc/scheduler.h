@@ -10,9 +10,8 @@
 #include <vector>
 
 #include "batch.h"
+#include "cache_parts.h"
 #include "events.h"
-#include "page_pool.h"
-#include "prefix_cache.h"
 #include "states.h"
 
 namespace ts {
@@ -22,7 +21,8 @@ struct SchedulerOptions {
   int32_t max_seqs = 0;      ///< sequences a step may hold
   int32_t max_context = 0;   ///< tokens of one sequence
   int32_t page_size = 0;
-  int32_t num_pages = 0;
+  int32_t num_pages = 0;   ///< of each owner
+  int32_t num_owners = 1;  ///< parts that sequences and the KV cache are shared out in (CacheParts)
   bool prefix_cache = false;
   std::span<int32_t> batch_memory = {};  ///< where the batch arrays lie: see BatchArrays
 };
@@ -113,6 +113,9 @@ inline int32_t Batch::Running::num_computed() const {
 /// Every running sequence is older than every waiting one, and has a token in every step: at most min(max_seqs,
 /// token_budget) run, and of these at most one, the youngest, has more prompt left than a step holds. The oldest is
 /// never preempted, so every request ends.
+///
+/// With several owners a sequence belongs to that whose cache has most of its prefix, else to that with most pages left; a step's
+/// sequences are sorted by owner.
 class Scheduler {
  public:
   explicit Scheduler(const SchedulerOptions &options);
@@ -141,7 +144,8 @@ class Scheduler {
   int32_t num_waiting() const { return static_cast<int32_t>(waiting_.size()); }
   int32_t num_running() const { return static_cast<int32_t>(running_.size()); }  ///< between steps
   bool idle() const { return waiting_.empty() && running_.empty(); }
-  const PagePool &pool() const { return pool_; }
+  const CacheParts &cache() const { return cache_; }
+  const PagePool &pool(int32_t owner = 0) const { return cache_.pool(owner); }
   const SchedulerCounters &counters() const { return counters_; }
 
   void check() const;  ///< asserts every invariant that can be seen between steps; O(pages), for tests
@@ -153,7 +157,11 @@ class Scheduler {
   bool grow_decodes();
   bool grow_prefill(int32_t &left);
   void admit(int32_t &left);
-  bool admit_one(int32_t &left, int32_t &reserved);
+  bool admit_one(int32_t &left);
+  int32_t choose_owner(const Sequence &sequence, std::vector<SharedPage> &prefix);
+  void reserve_one(const Running &seq);
+  int32_t make_row(int32_t owner);
+  void move_row(int32_t from, int32_t to);
   void fill_arrays();
   void advance(int32_t r, std::span<Outcome> outcomes, size_t &next_outcome);
   void finish(Finished &&finished);
@@ -164,11 +172,12 @@ class Scheduler {
   Running &running(int32_t r) { return running_[static_cast<size_t>(r)]; }
 
   SchedulerOptions options_;
-  PagePool pool_;
-  PrefixCache cache_;
+  CacheParts cache_;
   BatchArrays arrays_;
   std::deque<Waiting> waiting_;   // oldest first
-  std::vector<Running> running_;  // index: row of the page table; empty while a batch is in flight
+  std::vector<Running> running_;  // index: row of the page table; sorted by owner; empty while a batch is in flight
+  std::vector<int32_t> num_running_of_;  // each owner
+  std::vector<int32_t> reserved_of_;     // each owner: pages that those that run already may still want, one each
   std::vector<int32_t> logit_owners_;
   std::vector<Finished> finished_;
   SchedulerCounters counters_;

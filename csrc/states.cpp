@@ -21,7 +21,7 @@ void Context::release() {
 void Context::adopt(std::vector<SharedPage> &&pages, std::span<int32_t> row) {
   open_.clear();
   for (SharedPage &page : pages) {
-    row[sealed_.size()] = page.id();
+    row[sealed_.size()] = page.number();
     sealed_.push_back(std::move(page));
   }
   pages.clear();
@@ -32,7 +32,7 @@ void Context::reserve(PrefixCache &cache, int32_t num_tokens, std::span<int32_t>
   TS_ASSERT(static_cast<size_t>(wanted) <= row.size(), "a context is longer than its row of the page table");
   while (num_pages() < wanted) {
     WritablePage page = cache.allocate();
-    row[static_cast<size_t>(num_pages())] = page.id();
+    row[static_cast<size_t>(num_pages())] = page.number();
     open_.push_back(std::move(page));
   }
 }
@@ -45,7 +45,7 @@ void Context::seal(PrefixCache &cache, const Sequence &sequence, int32_t num_com
     const size_t index = sealed_.size();
     TS_ASSERT(!cache.enabled() || index < sequence.hashes.size(), "a page was filled before its hash was known");
     sealed_.push_back(cache.seal(std::move(open_[num_newly]), cache.enabled() ? sequence.hashes[index] : PageHash{}));
-    row[index] = sealed_.back().id();  // another page, if the same content was here already
+    row[index] = sealed_.back().number();  // another page, if the same content was here already
   }
   open_.erase(open_.begin(), open_.begin() + static_cast<ptrdiff_t>(num_newly));
 }

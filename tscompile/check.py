@@ -26,8 +26,8 @@ def verify_build(build: Build) -> tuple[dict[str, Any], float]:
     for step in (capture, precision, propagate, reshard):
         step.run(one)
     page_size, max_context = build.options.page_size, build.model.max_context
-    batches = random_steps(build.mesh.num_ranks, build.model.vocab_size, page_size, max_context)
-    num_slots = NUM_PAGES * page_size
+    batches = random_steps(build.mesh, build.model.vocab_size, page_size, max_context)
+    num_slots = build.mesh.num_owners * NUM_PAGES * page_size
     expected = Interpreter(one.graph, build.checkpoint.read, num_slots)
     found = Interpreter(build.graph, build.checkpoint.read, num_slots, build.mesh)
     tolerance, worst = TOLERANCE[build.options.dtype], 0.0
@@ -56,11 +56,11 @@ def verify_build(build: Build) -> tuple[dict[str, Any], float]:
     return report, worst
 
 
-def random_steps(ranks: int, vocab_size: int, page_size: int, max_context: int) -> list[Batch]:
+def random_steps(mesh: Mesh, vocab_size: int, page_size: int, max_context: int) -> list[Batch]:
     """Steps of three sequences that begin one after the other: prompts, chunks and single tokens mixed. No
     step's number of tokens divides by the ranks."""
-    rng = random.Random(SEED)
-    sequences = Sequences(page_size, NUM_PAGES * page_size)
+    rng, ranks, owners = random.Random(SEED), mesh.num_ranks, mesh.num_owners
+    sequences = Sequences(page_size, owners * NUM_PAGES * page_size, owners)
     left = dict.fromkeys("abc", min(max_context, 4 * page_size))
     batches = []
     for step in range(STEPS):

@@ -50,6 +50,11 @@ class Mesh:
         return math.prod(size for _, size in self.axes)
 
     @property
+    def num_owners(self) -> int:
+        """Ranks that share sequences out between them, along the axis that does."""
+        return math.prod(size for name, size in self.axes if by_sequence(name))
+
+    @property
     def names(self) -> tuple[str, ...]:
         return tuple(name for name, _ in self.axes)
 

@@ -48,8 +48,7 @@ def rank_meshes(folder: Path, ranks: int, target: str, load: Load, dtype: str = 
     for step in (expand, precision, canonicalize):
         step.run(build)
     rows = [
-        _row(build.graph, options, mesh, load, target)
-        for mesh in meshes(ranks, has_experts(build.graph), machine.tokens_sharded)
+        _row(build.graph, options, mesh, load, target) for mesh in meshes(ranks, has_experts(build.graph))
     ]
     rows.sort(key=lambda row: (row["why_not"] != "", row.get("decode_s", math.inf)))
     if all("decode_s" not in row for row in rows):
@@ -65,10 +64,10 @@ def rank_meshes(folder: Path, ranks: int, target: str, load: Load, dtype: str = 
     }
 
 
-def meshes(ranks: int, experts: bool, by_sequence: bool) -> list[Mesh]:
-    """Every product of dp, ep and tp of that many ranks: dp if tokens can be shared out, ep for experts."""
+def meshes(ranks: int, experts: bool) -> list[Mesh]:
+    """Every product of dp, ep and tp of that many ranks, ep for experts."""
     found = []
-    for dp in [n for n in range(1, ranks + 1) if ranks % n == 0 and (by_sequence or n == 1)]:
+    for dp in [n for n in range(1, ranks + 1) if ranks % n == 0]:
         for ep in [n for n in range(1, ranks // dp + 1) if (ranks // dp) % n == 0 and (experts or n == 1)]:
             sizes = (("dp", dp), ("ep", ep), ("tp", ranks // dp // ep))
             found.append(Mesh(tuple((axis, n) for axis, n in sizes if n > 1) or (("tp", 1),)))

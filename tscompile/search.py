@@ -209,7 +209,7 @@ class Search:
     def options(self, op: Op) -> list[Strategy]:
         """What the search may choose from."""
         _, taken = self.earlier.op(op)
-        tokens = self.prices.topology.tokens_sharded
+        tokens = by_sequence(self.axis) or self.prices.topology.tokens_sharded
         found = strategies(op, self.axis, self.ranks, tokens=tokens, taken=taken)
         sharded = [s for s in found if s.factor]
         if any(v.state for v in op.inputs):  # a KV cache is held whole only if it must be

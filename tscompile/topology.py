@@ -69,7 +69,8 @@ class Link:
 
 @dataclass(frozen=True)
 class Topology:
-    """tokens_sharded: whether kernels and collectives work on part of a step's tokens."""
+    """tokens_sharded: whether a step's tokens may be shared out in equal parts. By sequence they may always:
+    that is what its axis is for."""
 
     name: str
     ranks_a_host: int

@@ -15,6 +15,7 @@ from test_variants import VARIANTS, write
 
 from tscompile import check, cli, pipeline
 from tscompile.errors import InternalError
+from tscompile.mesh import Mesh
 from tscompile.ops.base import REGISTRY
 
 
@@ -211,14 +212,15 @@ def test_verify_finds_one_rank_that_differs(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
 def test_steps_that_verify_runs(ranks: int) -> None:
     """Token counts that do not divide, prefills and decodes mixed, several sequences."""
-    batches = check.random_steps(ranks, 100, 32, 4096)
+    mesh = Mesh((("dp", 2), ("tp", ranks // 2)) if ranks > 4 else (("tp", ranks),))
+    batches = check.random_steps(mesh, 100, 32, 4096)
     counts = [batch.query_start.diff().tolist() for batch in batches]
     assert len(counts) == check.STEPS
     assert max(len(each) for each in counts) == 3
     assert all(ranks == 1 or sum(each) % ranks for each in counts)
     assert any(1 in each and max(each) > 8 for each in counts)
     assert all(len(batch.logit_rows) == len(each) for batch, each in zip(batches, counts, strict=True))
-    short = check.random_steps(ranks, 100, 32, 3)
+    short = check.random_steps(mesh, 100, 32, 3)
     assert max(int(batch.context_len.max()) for batch in short) <= 3
 
 

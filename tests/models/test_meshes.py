@@ -10,7 +10,6 @@ import pytest
 from checkpoints import BASE, MOE
 
 from tscompile import cli, meshes
-from tscompile.errors import CompileError
 
 LARGE = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -31,10 +30,9 @@ def config(folder: Path, **values: Any) -> Path:
 
 
 def test_every_product_of_axes() -> None:
-    found = [str(mesh) for mesh in meshes.meshes(4, experts=False, by_sequence=True)]
+    found = [str(mesh) for mesh in meshes.meshes(4, experts=False)]
     assert found == ["mesh(tp=4)", "mesh(dp=2, tp=2)", "mesh(dp=4)"]
-    assert len(meshes.meshes(8, experts=True, by_sequence=True)) == 10
-    assert [str(m) for m in meshes.meshes(8, experts=False, by_sequence=False)] == ["mesh(tp=8)"]
+    assert len(meshes.meshes(8, experts=True)) == 10
 
 
 def test_memory_and_order(tmp_path: Path) -> None:
@@ -61,9 +59,14 @@ def test_what_does_not_fit_is_last_and_says_why(tmp_path: Path) -> None:
     assert all("a rank lacks" in row["why_not"] for row in report["meshes"])
 
 
-def test_heads_that_no_mesh_divides(tmp_path: Path) -> None:
-    with pytest.raises(CompileError, match="tp can be 1, 2, 4, 8, 16, 32, 64"):
-        meshes.rank_meshes(config(tmp_path), 3, "cpu-avx2", meshes.Load())
+def test_heads_that_a_mesh_does_not_divide(tmp_path: Path) -> None:
+    """Sequences are shared out by any number."""
+    small = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 4096}
+    report = meshes.rank_meshes(config(tmp_path, **small), 3, "cpu-avx2", meshes.Load())
+    sequences, heads = report["meshes"]
+    assert (sequences["mesh"], sequences["why_not"]) == ({"dp": 3}, "")
+    assert heads["mesh"] == {"tp": 3}
+    assert "tp can be 1, 2, 4, 8, 16, 32, 64" in heads["why_not"]
 
 
 def test_experts_get_an_axis(tmp_path: Path) -> None:

@@ -95,13 +95,6 @@ def test_the_axis_that_is_wrong_is_named() -> None:
     )
 
 
-def test_sequences_shared_out_where_kernels_cannot() -> None:
-    assert error_of(mesh="dp=2") == (
-        "dp=2: on cpu kernels and collectives work on all tokens of a step, so they cannot be shared out "
-        "by sequence: leave --dp at 1"
-    )
-
-
 @pytest.mark.parametrize(
     ("said", "message"),
     [

@@ -21,18 +21,21 @@ from tscompile.reader import Plan
 PAGE_SIZE, NUM_PAGES, STEPS = 32, 16, 12
 
 
-def greedy(path: Path, prompts: dict[str, list[int]]) -> tuple[list[list[int]], list[np.ndarray]]:
+def greedy(
+    path: Path, prompts: dict[str, list[int]], owners: int = 1
+) -> tuple[list[list[int]], list[np.ndarray]]:
     """Prompts one step after the other, each beside the decodes of those before; then all decode. Tokens, and
-    logits, a list a step."""
-    executor = RankExecutor(path, best_target(), NUM_PAGES)
-    sequences, given, tokens, logits = Sequences(PAGE_SIZE, PAGE_SIZE * NUM_PAGES), {}, [], []
+    logits, a list a step, in the prompts' order. owners: ranks that share the sequences out."""
+    executor = RankExecutor(path, best_target(), NUM_PAGES // owners)
+    sequences, given, tokens, logits = Sequences(PAGE_SIZE, PAGE_SIZE * NUM_PAGES, owners), {}, [], []
     for step in range(STEPS):
         names = list(prompts)[: step + 1]
         new = {name: given[name] if name in given else prompts[name] for name in names}
         ranks = executor.run(sequences.batch(new))
         assert all(rank.tobytes() == ranks[0].tobytes() for rank in ranks), "all ranks have the same bits"
-        logits.append(ranks[0])
-        tokens.append(ranks[0].argmax(-1).tolist())
+        rows = sorted(names, key=lambda name: sequences.owner[name])  # as the batch has them
+        logits.append(ranks[0][[rows.index(name) for name in names]])
+        tokens.append(logits[-1].argmax(-1).tolist())
         given = {name: [token] for name, token in zip(names, tokens[-1], strict=True)}
     return tokens, logits
 
@@ -75,6 +78,30 @@ def test_tokens_in_parts(
         x["collective"] for x in launches if x.get("parts") == "tokens"
     }
     several = greedy(path, prompts)
+    assert several[0] == one[0]
+    for whole, parts in zip(one[1], several[1], strict=True):
+        assert np.abs(parts - whole).max() <= 1e-4 * np.abs(whole).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        ("mistral-window", {"dp": 2, "tp": 2}),
+        ("qwen3-moe", {"dp": 2, "ep": 2}),
+        ("deepseek-routed", {"dp": 2}),
+    ],
+)
+def test_sequences_shared_out(name: str, mesh: dict[str, int], tmp_path: Path) -> None:
+    """Each rank has the cache of its own sequences; at first only one has any."""
+    reference(SPECS[name]).save_pretrained(tmp_path)
+    prompts = {"a": list(range(40)), "b": [60, 59, 3], "c": list(range(9, 70))}
+    one = greedy(plans.build(tmp_path, tmp_path / "1.tsp", page_size=PAGE_SIZE), prompts)
+    path = plans.build(tmp_path, tmp_path / "several.tsp", page_size=PAGE_SIZE, verify=True, **mesh)
+    launches = Plan(path).json(f"tsp/program/{best_target()}")["launches"]
+    attention = [launch for launch in launches if "attention_" in launch.get("kernel", "")]
+    assert attention
+    assert all(launch["tokens"] == "dp" for launch in attention)
+    several = greedy(path, prompts, owners=2)
     assert several[0] == one[0]
     for whole, parts in zip(one[1], several[1], strict=True):
         assert np.abs(parts - whole).max() <= 1e-4 * np.abs(whole).max()

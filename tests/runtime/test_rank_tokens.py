@@ -4,6 +4,7 @@ tokens and log probabilities, every family."""
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import subprocess
 import sys
@@ -19,6 +20,10 @@ import torch
 from checkpoints import SPECS, reference
 from engine import Answer, Engine, Request
 
+from tscompile.kernels.host import best_target
+from tscompile.passes import propagate
+from tscompile.reader import Plan
+
 RANK = """
 import ctypes, sys
 sys.path.insert(0, {folder!r})
@@ -32,7 +37,7 @@ sys.exit(error.message.decode() if status else 0)
 
 
 @contextmanager
-def ranks_of(plan: Path, num_ranks: int) -> Iterator[Engine]:
+def ranks_of(plan: Path, num_ranks: int, **options: int) -> Iterator[Engine]:
     """Rank 0's engine, over processes for the others, which must end well."""
     name = f"test-{uuid.uuid4().hex[:16]}".encode()
     folder = str(Path(api.__file__).parent)
@@ -45,7 +50,7 @@ def ranks_of(plan: Path, num_ranks: int) -> Iterator[Engine]:
     ]
     pids = (ctypes.c_int32 * num_ranks)(0, *(process.pid for process in others))
     try:
-        with Engine(plan, num_threads=1, rendezvous=name, rank_pids=pids) as engine:
+        with Engine(plan, num_threads=1, rendezvous=name, rank_pids=pids, **options) as engine:
             yield engine
         assert [process.wait(60) for process in others] == [0] * len(others)
     finally:
@@ -81,6 +86,20 @@ def test_tokens_are_those_of_one_rank(family: str, tmp_path: Path) -> None:
                 assert all(abs(theirs[t] - v) < 1e-3 for t, v in zip(tokens, values, strict=True))
 
 
+def test_tokens_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where moving tokens costs nothing, norms and more run on a part of them, whatever their number."""
+    reference(plans.RANKED["llama"]).save_pretrained(tmp_path)
+    generator = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(333, (length,), generator=generator).tolist() for length in (37, 5, 1)]
+    with Engine(plans.build(tmp_path, tmp_path / "1.tsp", page_size=32), num_threads=1) as engine:
+        wanted = [answer.tokens for answer in answers(engine, prompts)]
+    monkeypatch.setattr(propagate, "prices_of", lambda _: plans.prices(1e-8, 1e12, sharded=True))
+    path = plans.build(tmp_path, tmp_path / "4.tsp", page_size=32, tp=4)
+    assert b'"parts":"tokens"' in bytes(Plan(path).bytes(f"tsp/program/{best_target()}"))
+    with ranks_of(path, 4) as engine:
+        assert [answer.tokens for answer in answers(engine, prompts)] == wanted
+
+
 @pytest.mark.parametrize("name", ["qwen3-moe", "deepseek-routed"])
 def test_experts_over_ranks(name: str, tmp_path: Path) -> None:
     """Sharded within, and shared out whole."""
@@ -94,3 +113,31 @@ def test_experts_over_ranks(name: str, tmp_path: Path) -> None:
         path = plans.build(tmp_path, tmp_path / f"{'-'.join(mesh)}.tsp", **mesh)
         with ranks_of(path, 2 ** len(mesh)) as engine:
             assert [answer.tokens for answer in engine.generate(asked)] == wanted, mesh
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        ("llama-gqa-tied", {"dp": 2}),
+        ("qwen3-moe", {"dp": 2}),
+        ("qwen3-moe", {"dp": 2, "ep": 2}),
+        ("deepseek-routed", {"dp": 2, "tp": 2}),
+    ],
+)
+def test_sequences_over_ranks(name: str, mesh: dict[str, int], tmp_path: Path) -> None:
+    """Each owner's sequences and their cache on its own ranks; more of them than run at once, of which some
+    share a prefix, and pages run out."""
+    reference(SPECS[name]).save_pretrained(tmp_path)
+    generator = torch.Generator().manual_seed(3)
+    prompts = [
+        torch.randint(500, (length,), generator=generator).tolist() for length in (37, 5, 1, 64, 33, 2)
+    ]
+    prompts += [prompts[3][:50] + prompts[1], prompts[0] + prompts[1]]
+    asked = [Request(prompt, max_tokens=16, ignore_eos=True) for prompt in prompts]
+    sizes = {"page_size": 32, "max_tokens": 64, "max_seqs": 6}
+    with Engine(plans.build(tmp_path, tmp_path / "1.tsp", **sizes), num_threads=1) as engine:
+        wanted = [answer.tokens for answer in engine.generate(asked)]
+    path = plans.build(tmp_path, tmp_path / "several.tsp", **sizes, **mesh)
+    with ranks_of(path, math.prod(mesh.values()), num_pages=5) as engine:
+        assert [answer.tokens for answer in engine.generate(asked)] == wanted
+        assert engine.stats().num_pages == 2 * 5

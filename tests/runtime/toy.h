@@ -45,12 +45,14 @@ inline void logits_of(uint64_t value, bool poisoned, std::span<float> logits) {
 
 class Model {
  public:
-  Model(int32_t vocab_size, int32_t num_pages, int32_t page_size)
+  /// `num_pages`: of each owner of sequences.
+  Model(int32_t vocab_size, int32_t num_pages, int32_t page_size, int32_t num_owners = 1)
       : vocab_size_(vocab_size),
         page_size_(page_size),
-        cache_(static_cast<size_t>(num_pages * page_size)),
-        writer_(static_cast<size_t>(num_pages)),
-        reader_(static_cast<size_t>(num_pages)) {}
+        pages_each_(num_pages),
+        cache_(static_cast<size_t>(num_owners * num_pages * page_size)),
+        writer_(static_cast<size_t>(num_owners * num_pages)),
+        reader_(static_cast<size_t>(num_owners * num_pages)) {}
 
   ts::Logits run(const ts_batch &b) {
     check(b);
@@ -106,9 +108,14 @@ class Model {
         writer = s;
       }
     }
+    int32_t last_owner = 0;
     for (int32_t s = 0; s < b.num_seqs; ++s) {
+      const int32_t owner = b.slots[b.query_start[s]] / page_size_ / pages_each_;
+      ASSERT_GE(owner, last_owner) << "sequences are not sorted by owner";
+      last_owner = owner;
       for (int32_t i = 0; i < ts::num_pages_for(b.context_len[s], page_size_); ++i) {
         const auto page = static_cast<size_t>(b.page_table[s * b.page_table_stride + i]);
+        ASSERT_EQ(static_cast<int32_t>(page) / pages_each_, owner) << "a page is not its sequence's owner's";
         ASSERT_NE(reader_.at(page), s) << "a page is twice in a context";
         reader_[page] = s;
         ASSERT_TRUE(writer_[page] == -1 || writer_[page] == s) << "a page is read while another writes it";
@@ -118,7 +125,8 @@ class Model {
 
   int32_t vocab_size_;
   int32_t page_size_;
-  std::vector<uint64_t> cache_;  // [num_pages * page_size]
+  int32_t pages_each_;           // of each owner
+  std::vector<uint64_t> cache_;  // [num_pages * page_size], of all owners
   std::vector<int32_t> writer_;  // [num_pages] sequence of this step, or -1
   std::vector<int32_t> reader_;  // [num_pages]
   std::vector<float> logits_;
@@ -224,7 +232,8 @@ class Harness {
   explicit Harness(const ts::EngineOptions &options)
       : options_(options),
         scheduler(options.scheduler),
-        model_(options.vocab_size, options.scheduler.num_pages, options.scheduler.page_size),
+        model_(options.vocab_size, options.scheduler.num_pages, options.scheduler.page_size,
+               options.scheduler.num_owners),
         sampler_(options.vocab_size) {}
 
   void submit(const Request &request) {

@@ -54,12 +54,14 @@ struct Event {
 
 struct Script {
   int64_t page_size = 1, num_pages = 1, max_context = 2, token_budget = 1, max_seqs = 1, prefix_cache = 1;
+  int64_t num_owners = 1;     ///< of sequences, each with as many pages
   std::vector<Event> events;  ///< in order of time
 
   template <class Self, class F>
   static void fields(Self &s, const F &f) {
     f("page_size", s.page_size), f("num_pages", s.num_pages), f("max_context", s.max_context);
     f("token_budget", s.token_budget), f("max_seqs", s.max_seqs), f("prefix_cache", s.prefix_cache);
+    f("num_owners", s.num_owners);
   }
 
   ts::EngineOptions options() const {
@@ -72,13 +74,14 @@ struct Script {
     o.scheduler.token_budget = static_cast<int32_t>(token_budget);
     o.scheduler.max_seqs = static_cast<int32_t>(max_seqs);
     o.scheduler.prefix_cache = prefix_cache != 0;
+    o.scheduler.num_owners = static_cast<int32_t>(num_owners);
     return o;
   }
 
   /// Whether every request in it is one that the engine would take.
   bool legal() const {
     const int64_t fits = std::min(max_context, num_pages * page_size + 1);
-    return page_size >= 1 && num_pages >= 1 && token_budget >= 1 && max_seqs >= 1 &&
+    return page_size >= 1 && num_pages >= 1 && token_budget >= 1 && max_seqs >= 1 && num_owners >= 1 &&
            std::ranges::all_of(events, [&](const Event &e) {
              return e.what != "arrive" || (e.prompt >= 1 && e.max_tokens >= 1 && e.prompt + e.max_tokens <= fits);
            });
@@ -137,6 +140,7 @@ class Draw {
     s.token_budget = one_in(4) ? between(1, 3) : between(1, 24);
     s.max_seqs = between(1, 8);
     s.prefix_cache = one_in(4) ? 0 : 1;
+    s.num_owners = one_in(3) ? between(2, 4) : 1;
     const int64_t arrivals = between(1, 100);  // in percent of the steps
     int64_t num_arrived = 0;
     for (int64_t at = 0; at < num_steps; ++at) {

@@ -12,9 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tscompile.build import Build, Options
-from tscompile.errors import CompileError
 from tscompile.ir import Graph, Weight, replicated
-from tscompile.mesh import by_sequence
 from tscompile.placement import Placement
 from tscompile.price import Prices
 from tscompile.reasons import reasons
@@ -47,11 +45,6 @@ def place(build: Build, prices: Prices) -> float:
         value.placement = replicated(graph.mesh)
     for index, (axis, ranks) in enumerate(graph.mesh.axes):
         if ranks > 1:
-            if by_sequence(axis) and not prices.topology.tokens_sharded:
-                raise CompileError(
-                    f"{axis}={ranks}: on {prices.topology.name} kernels and collectives work on all tokens "
-                    f"of a step, so they cannot be shared out by sequence: leave --{axis} at 1"
-                )
             search = Search(graph, axis, ranks, prices, settled(graph, index))
             found, cost = search.best(), search.cost
             _assign(graph, index, found)
