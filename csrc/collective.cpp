@@ -60,7 +60,7 @@ BoundCollective::BoundCollective(const Collective &what, const Mesh &mesh, int32
 uint64_t BoundCollective::staging_bytes(const Collective &what, const Limits &limits, const Mesh &mesh) {
   if (what.num_ranks == 1 || what.kind == Collective::Kind::slice) return 0;
   const int64_t elements =
-      what.outer(limits.max_tokens, limits.max_seqs) * what.in_run(what.most_tokens(limits, mesh), limits.max_tokens);
+      what.most_outer(limits, mesh) * what.in_run(what.most_tokens(limits, mesh), limits.max_tokens);
   const int64_t results = what.kind == Collective::Kind::all_reduce ? largest_share(elements, what.num_ranks) : 0;
   return static_cast<uint64_t>((round_up(elements, kGrain) + results) * what.element_bytes);
 }

@@ -174,9 +174,8 @@ void parse_rows(const JsonNode &node, const Mesh &mesh, Collective &c) {
 }
 
 /// The buffer holds outer * run elements, at the most rows that a step may have.
-void check_collective_buffer(const JsonNode &node, const Program &program, const Collective &c, const Buffer &buffer,
-                             int64_t run) {
-  const int64_t outer = c.outer(program.limits.max_tokens, program.limits.max_seqs);  // below 2^20 * 2^26
+void check_collective_buffer(const JsonNode &node, const Collective &c, const Buffer &buffer, int64_t outer,
+                             int64_t run) {  // outer: below 2^20 * 2^26
   const auto wanted = static_cast<unsigned __int128>(outer) * static_cast<uint64_t>(run) * c.element_bytes;
   if (wanted <= buffer.bytes) return;
   fail(TS_BAD_PLAN, node.where(), " (", in_quotes(buffer.name), ") has ", buffer.bytes, " bytes, but ", outer,
@@ -229,10 +228,11 @@ Launch parse_collective(const JsonNode &node, const Plan &plan, const Program &p
   const JsonNode args = node["args"];
   check_count(args, 2, 2);
   const int64_t all = program.limits.max_tokens, mine = c.most_tokens(program.limits, plan.mesh());
+  const int64_t outer = c.most_outer(program.limits, plan.mesh());
   for (size_t i = 0; i < 2; ++i) {
     const Argument argument = parse_argument(args.at(i), plan, program);
     if (argument.kind != Argument::Kind::buffer) fail(TS_BAD_PLAN, args.at(i).where(), " is no buffer");
-    check_collective_buffer(args.at(i), program, c, program.buffers[argument.index],
+    check_collective_buffer(args.at(i), c, program.buffers[argument.index], outer,
                             i == 0 ? c.in_run(mine, all) : c.out_run(mine, all));
     launch.arguments.push_back(argument);
   }
@@ -282,8 +282,21 @@ void parse_logits(const JsonNode &node, Program &program) {
 
 }  // namespace
 
+namespace {
+
+int64_t most_tokens_over(int32_t axis, const Limits &limits, const Mesh &mesh) {
+  const int32_t ranks = mesh.axes[static_cast<size_t>(axis)].size;
+  return mesh.by_sequence(axis) ? limits.max_tokens : (limits.max_tokens + ranks - 1) / ranks;
+}
+
+}  // namespace
+
 int64_t Collective::most_tokens(const Limits &limits, const Mesh &mesh) const {
-  return mesh.by_sequence(axis) ? limits.max_tokens : (limits.max_tokens + num_ranks - 1) / num_ranks;
+  return most_tokens_over(axis, limits, mesh);
+}
+
+int64_t Collective::most_outer(const Limits &limits, const Mesh &mesh) const {
+  return outer(rows_axis < 0 ? limits.max_tokens : most_tokens_over(rows_axis, limits, mesh), limits.max_seqs);
 }
 
 int64_t Collective::in_run(int64_t mine, int64_t all) const {

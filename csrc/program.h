@@ -68,8 +68,9 @@ struct Collective {
   /// Elements of an input and an output for each of outer, if a rank has `mine` of `all` tokens.
   int64_t in_run(int64_t mine, int64_t all) const;
   int64_t out_run(int64_t mine, int64_t all) const;
-  /// The most tokens that a rank has of a step's.
+  /// The most that a step within the limits has: tokens of one rank over the axis, and outer.
   int64_t most_tokens(const Limits &limits, const Mesh &mesh) const;
+  int64_t most_outer(const Limits &limits, const Mesh &mesh) const;
 };
 
 /// A kernel's call, or a collective.

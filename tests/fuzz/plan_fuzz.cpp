@@ -54,7 +54,7 @@ void check_program(const Program &program, const Mesh &mesh) {
     if (!launch.collective) continue;
     const Collective &c = *launch.collective;
     require(launch.arguments.size() == 2, "a collective without input or output");
-    const auto outer = static_cast<uint64_t>(c.outer(program.limits.max_tokens, program.limits.max_seqs));
+    const auto outer = static_cast<uint64_t>(c.most_outer(program.limits, mesh));
     const int64_t all = program.limits.max_tokens, mine = c.most_tokens(program.limits, mesh);
     for (const auto &[argument, run] : {std::pair(0, c.in_run(mine, all)), std::pair(1, c.out_run(mine, all))}) {
       const Buffer &buffer = program.buffers.at(launch.arguments[static_cast<size_t>(argument)].index);

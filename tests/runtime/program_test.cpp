@@ -196,7 +196,12 @@ TEST(ProgramOfRanks, ReadsPartsOfTokens) {
   EXPECT_TRUE(gather.tokens);
   EXPECT_EQ(gather.in_run(6, 24), 6 * kWidth / 4);
   EXPECT_EQ(gather.out_run(6, 24), 24 * kWidth / 4);
-  EXPECT_EQ(with_collective([](Json &launch) { launch["rows"] = "T/ep"; }).rows_axis, 0);
+  // the rank's part of the tokens over another axis: 12 of 24 fit where 24 do not
+  const Collective of_part = with_collective([](Json &launch) {
+    launch["rows"] = "T/ep";
+    launch["run"] = kWidth / 2;
+  });
+  EXPECT_EQ(of_part.rows_axis, 0);
 
   const auto all_to_all = [](Json &launch) {
     launch["collective"] = "all_to_all";

@@ -86,18 +86,34 @@ def test_tokens_are_those_of_one_rank(family: str, tmp_path: Path) -> None:
                 assert all(abs(theirs[t] - v) < 1e-3 for t, v in zip(tokens, values, strict=True))
 
 
-def test_tokens_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where moving tokens costs nothing, norms and more run on a part of them, whatever their number."""
-    reference(plans.RANKED["llama"]).save_pretrained(tmp_path)
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        ("llama-mha", {"tp": 4}),
+        ("qwen3-moe", {"dp": 2, "ep": 2}),
+        ("deepseek-routed", {"dp": 2, "tp": 2}),
+    ],
+)
+def test_tokens_in_parts(
+    name: str, mesh: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where moving costs nothing values go from tokens to features and back, whatever the tokens' number."""
+    reference(SPECS[name]).save_pretrained(tmp_path)
     generator = torch.Generator().manual_seed(3)
-    prompts = [torch.randint(333, (length,), generator=generator).tolist() for length in (37, 5, 1)]
+    prompts = [torch.randint(500, (length,), generator=generator).tolist() for length in (37, 5, 1)]
+    asked = [Request(prompt, max_tokens=16, ignore_eos=True) for prompt in prompts]
     with Engine(plans.build(tmp_path, tmp_path / "1.tsp", page_size=32), num_threads=1) as engine:
-        wanted = [answer.tokens for answer in answers(engine, prompts)]
+        wanted = [answer.tokens for answer in engine.generate(asked)]
     monkeypatch.setattr(propagate, "prices_of", lambda _: plans.prices(1e-8, 1e12, sharded=True))
-    path = plans.build(tmp_path, tmp_path / "4.tsp", page_size=32, tp=4)
-    assert b'"parts":"tokens"' in bytes(Plan(path).bytes(f"tsp/program/{best_target()}"))
+    path = plans.build(tmp_path, tmp_path / "several.tsp", page_size=32, **mesh)
+    moved = {
+        launch["collective"]
+        for launch in Plan(path).json(f"tsp/program/{best_target()}")["launches"]
+        if launch.get("parts") == "tokens"
+    }
+    assert {"all_gather", "reduce_scatter", "all_to_all"} <= moved
     with ranks_of(path, 4) as engine:
-        assert [answer.tokens for answer in answers(engine, prompts)] == wanted
+        assert [answer.tokens for answer in engine.generate(asked)] == wanted
 
 
 @pytest.mark.parametrize("name", ["qwen3-moe", "deepseek-routed"])
