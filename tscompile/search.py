@@ -18,7 +18,7 @@ from tscompile.ir import Attr, Graph, Op, Value, Weight
 from tscompile.mesh import by_sequence
 from tscompile.placement import Owned, Partial, Placement, Replicate, Shard
 from tscompile.price import Prices, collective_of
-from tscompile.sharding import Strategy, chosen, rule_of, strategies
+from tscompile.sharding import Strategy, Taken, chosen, rule_of, strategies
 
 MAX_STATES = 64  # kept after each op, the cheapest
 CROSSING = 0  # in a segment's own states: the value that came into it, or leaves it
@@ -41,13 +41,13 @@ class Path:
 
 @dataclass(frozen=True)
 class Earlier:
-    """What the axes before this one have settled. of_op: parts, and the factors that are sharded. of_value:
+    """What the axes before this one have settled. of_op: parts in all, and of each factor. of_value:
     into how many parts it is cut."""
 
-    of_op: Mapping[int, tuple[int, frozenset[str]]] = field(default_factory=dict)
+    of_op: Mapping[int, tuple[int, Taken]] = field(default_factory=dict)
     of_value: Mapping[int, int] = field(default_factory=dict)
 
-    def op(self, op: Op) -> tuple[int, frozenset[str]]:
+    def op(self, op: Op) -> tuple[int, Taken]:
         return self.of_op.get(id(op), (1, frozenset()))
 
     def parts(self, value: Value) -> int:
@@ -56,18 +56,20 @@ class Earlier:
 
 def settled(graph: Graph, index: int) -> Earlier:
     """What the axes before the index-th have sharded."""
-    of_op: dict[int, tuple[int, frozenset[str]]] = {}
+    of_op: dict[int, tuple[int, Taken]] = {}
     of_value: dict[int, int] = {}
     for earlier, (axis, ranks) in enumerate(graph.mesh.axes[:index]):
         if ranks == 1:
             continue
         for op in graph.ops:
             factor = chosen(op, axis, earlier, ranks).factor
-            parts, taken = of_op.get(id(op), (1, frozenset()))
+            parts, taken = of_op.get(id(op), (1, Taken()))
             if op.kind == "boundary" and isinstance(op.outputs[0].placement[earlier], Shard):
                 factor = "t"
             if factor:
-                of_op[id(op)] = (parts * ranks, taken | {factor})
+                factors = dict(taken)
+                factors[factor] = factors.get(factor, 1) * ranks
+                of_op[id(op)] = (parts * ranks, frozenset(factors.items()))
         for value in graph.values():
             if isinstance(value.placement[earlier], (Shard, Owned)):
                 of_value[id(value)] = of_value.get(id(value), 1) * ranks

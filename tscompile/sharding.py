@@ -14,6 +14,7 @@ from tscompile.ops.base import text_of
 from tscompile.placement import Owned, Partial, Placement, Replicate, Shard, parse_placement
 
 TOKENS = Sym("T")
+Taken = frozenset[tuple[str, int]]
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,11 @@ def rule_of(op: Op) -> Rule:
 
 
 def strategies(
-    op: Op, axis: str, ranks: int, *, tokens: bool = True, taken: frozenset[str] = frozenset()
+    op: Op, axis: str, ranks: int, *, tokens: bool = True, taken: Taken = frozenset()
 ) -> list[Strategy]:
     """All that the op's rule allows over `ranks` ranks; replicated comes first. A boundary has what its
-    author said. tokens: whether a step's tokens may be sharded. taken: factors that another axis shards."""
+    author said. tokens: whether a step's tokens may be sharded. taken: the factors that other axes
+    shard, and into how many parts."""
     key = (signature(op), axis, ranks, tokens, taken)
     if key not in _known:
         _known[key] = _strategies(op, axis, ranks, tokens, taken)
@@ -53,7 +55,7 @@ def signature(op: Op) -> object:
     return op.kind, len(op.inputs), types, attrs
 
 
-def _strategies(op: Op, axis: str, ranks: int, tokens: bool, taken: frozenset[str]) -> list[Strategy]:
+def _strategies(op: Op, axis: str, ranks: int, tokens: bool, taken: Taken) -> list[Strategy]:
     if op.kind == "boundary" and ranks > 1:
         return [Strategy("", (p,), (p,)) for p in _at_boundary(op, axis, ranks, tokens and not taken)]
     rule = rule_of(op)
@@ -62,7 +64,10 @@ def _strategies(op: Op, axis: str, ranks: int, tokens: bool, taken: frozenset[st
         return [nothing]
     result = [nothing]
     for factor in dict.fromkeys(name for dims in rule.inputs for name in dims if name != "."):
-        if factor not in taken and _splits((op, rule), factor, axis, ranks, tokens):
+        parts = dict(taken).get(factor, 1)
+        if (parts == 1 or _splits_further(op, rule, factor)) and _splits(
+            (op, rule), factor, axis, parts * ranks, tokens
+        ):
             result.append(_sharded(op, rule, factor))
     for indices in rule.partial:
         if not any(isinstance(op.inputs[i], Weight) or op.inputs[i].dtype != "f32" for i in indices):
@@ -131,6 +136,14 @@ def _splits(ruled: tuple[Op, Rule], factor: str, axis: str, ranks: int, tokens: 
         given = factor == rule.owned or all(factor in names for names in rule.outputs)
         return tokens and given and all(dim == TOKENS for dim in dims)
     return all(size % ranks == 0 for size in factor_sizes(op, rule, factor))
+
+
+def _splits_further(op: Op, rule: Rule, factor: str) -> bool:
+    """Whether a factor may be shared out over more than one axis. Tokens may not, nor what ids look up."""
+    places = [*zip(op.inputs, rule.inputs, strict=False), *zip(op.outputs, rule.outputs, strict=True)]
+    dims = [d for value, names in places for d, n in zip(value.shape, names, strict=True) if n == factor]
+    whole = any(isinstance(dim, Sym) and not dim.ragged for dim in dims)
+    return not whole and factor not in rule.looked_up
 
 
 def _sharded(op: Op, rule: Rule, factor: str) -> Strategy:

@@ -101,3 +101,15 @@ def test_collectives_cost_more_the_more_they_move(target: str) -> None:
             costs = [link.best(kind, num_bytes, 8)[0] for num_bytes in (0, 2**10, 2**20, 2**30)]
             assert 0 < costs[0] < costs[1] < costs[2] < costs[3] < float("inf")
         assert link.best("all_reduce", 2**30, 8)[0] > link.best("reduce_scatter", 2**30, 8)[0]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "up", "down"), [(16, "S(0) S(0)", "S(1) S(1)"), (8192, "R S(0)", "R S(1)")]
+)
+def test_an_mlp_over_two_axes(tokens: int, up: str, down: str) -> None:
+    """dp and tp share its weights out between them, while reading these costs most; then tokens over dp, and
+    the weights over tp alone."""
+    graph = layered(3, "mesh(dp=2, tp=4)")
+    placed(graph, Prices.of("sm_90a", tokens))
+    found = {weight.name: " ".join(map(str, weight.placement)) for weight in graph.weights}
+    assert (found["g.1"], found["u.1"], found["d.1"]) == (up, up, down)

@@ -3,8 +3,9 @@
 Takes a graph whose boundaries say what modules take and give. Gives the same graph with `placement` set on
 each value: of all ways in which each op's rule (factor form, from the registry) lets it lie over the ranks,
 those that together cost least for a step of the size asked for: computing, weights held, and the collectives
-between two placements that differ (tscompile/search.py). Axis by axis, in the mesh's order; what one axis
-shards the next leaves alone. A weight that two ops want placed differently is there twice.
+between two placements that differ (tscompile/search.py). Axis by axis, in the mesh's order; of what one axis
+has cut (but tokens, and what ids look up) the next may cut each part further. A weight that two ops want
+placed differently is there twice.
 """
 
 from __future__ import annotations

@@ -23,6 +23,18 @@ def run(build: Build) -> None:
     build.graph.ops = resharder.ops
 
 
+def _blockers(index: int, here: Placements, wanted: Placements) -> list[int]:
+    """The axes that must leave the dims that the index-th axis leaves or takes, before it can."""
+    dims = {p.dim for p in (here[index], wanted[index]) if isinstance(p, Shard)}
+    found = []
+    for other, placement in enumerate(here):
+        if other != index and isinstance(placement, Shard) and placement.dim in dims:
+            stays = placement == wanted[other]
+            if other > index or (placement == wanted[index] and not stays):
+                found.append(other)
+    return found
+
+
 class _Resharder:
     def __init__(self, build: Build) -> None:
         self.axes = build.mesh.axes
@@ -41,19 +53,19 @@ class _Resharder:
             self.ops.append(op)
 
     def bring(self, value: Value, wanted: Placements, source: Source | None) -> Value:
-        """`value` placed as `wanted`, axis by axis: what becomes whole first, and no dim ever sharded over
-        two axes."""
+        """`value` placed as `wanted`, axis by axis: what becomes whole first. Of axes that share one dim out
+        the later hold parts of the earlier ones' parts, so those are gathered first and cut last."""
         value = self.stands_for.get(id(value), value)
         while value.placement != wanted:
             here = value.placement
-            todo = [i for i, to in enumerate(wanted) if here[i] != to]
-            free = [i for i in todo if not isinstance(wanted[i], Shard) or wanted[i] not in here]
-            index = min(
-                free or [i for i in todo if here[i] != Replicate()], key=lambda i: str(wanted[i]) != "R"
-            )
-            value = self._redistribute(
-                value, index, self.axes[index][0], wanted[index] if free else Replicate(), source
-            )
+            blockers = {i: _blockers(i, here, wanted) for i, to in enumerate(wanted) if here[i] != to}
+            free = [i for i, blocking in blockers.items() if not blocking]
+            if free:
+                index = min(free, key=lambda i: str(wanted[i]) != "R")
+                to = wanted[index]
+            else:
+                index, to = max(j for blocking in blockers.values() for j in blocking), Replicate()
+            value = self._redistribute(value, index, self.axes[index][0], to, source)
         return value
 
     def _redistribute(
