@@ -64,7 +64,7 @@ inline void BatchArrays::add_token(int32_t token, int32_t position, Slot slot) {
 }
 
 inline void BatchArrays::want_logits() {
-  TS_ASSERT(view_.num_logits < view_.num_seqs, "a sequence wants one row of logits at most");
+  TS_ASSERT(view_.num_logits < max_seqs_, "more rows of logits than a step may hold");
   logit_rows_[static_cast<size_t>(view_.num_logits++)] = view_.num_tokens - 1;
 }
 

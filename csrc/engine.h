@@ -65,7 +65,10 @@ typedef struct ts_engine_options {
   int32_t max_seqs;     /* sequences in a step; 0: the plan's limit */
   int32_t max_queue;    /* requests waiting; beyond it submit says TS_BUSY; 0: 1,024 */
   int32_t prefix_cache; /* 0 off, 1 on */
-  const char *target;   /* NULL: the best of the plan's targets that this host can run; else that one or an error */
+  int32_t
+      max_draft; /* tokens of a sequence that a step may guess from its own text and verify, where there is room for more
+                    rows of logits; outputs are the same, sooner; 0: none, 16 at most */
+  const char *target; /* NULL: the best of the plan's targets that this host can run; else that one or an error */
 
   /* For a plan of several ranks; all else but num_threads and target counts on rank 0 alone. num_threads 0 is then the rank's
      share of the cores that it may use. */
@@ -167,6 +170,7 @@ typedef struct ts_stats {
   uint64_t step_ns, schedule_ns; /* summed */
   int32_t num_threads, max_context, vocab_size, page_size, token_budget, max_seqs;
   char target[32];
+  uint64_t num_drafted_tokens, num_accepted_tokens; /* guessed, and of these came true */
 } ts_stats;
 
 void ts_engine_stats(ts_engine *engine, ts_stats *stats);

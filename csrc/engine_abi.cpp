@@ -42,6 +42,9 @@ void check_options(const ts_engine_options &o) {
   not_negative("max_queue", o.max_queue);
   not_negative("rank", o.rank);
   not_negative("rank_timeout_ms", o.rank_timeout_ms);
+  if (o.max_draft < 0 || o.max_draft > Draft::kMost) {
+    fail(TS_BAD_REQUEST, "max_draft is ", o.max_draft, ", wanted 0 (none) to ", Draft::kMost);
+  }
   if (o.prefix_cache != 0 && o.prefix_cache != 1) {
     fail(TS_BAD_REQUEST, "prefix_cache is ", o.prefix_cache, ", wanted 0 (off) or 1 (on)");
   }
@@ -88,6 +91,7 @@ EngineOptions engine_options(const ts_engine_options &o, const Executor &executo
   options.scheduler.num_pages = executor.num_pages();
   options.scheduler.num_owners = num_owners;
   options.scheduler.prefix_cache = o.prefix_cache == 1;
+  options.scheduler.max_draft = o.max_draft;
   options.scheduler.batch_memory = executor.batch_memory();
   options.vocab_size = limits.vocab_size;
   options.max_queue = o.max_queue == 0 ? kMaxQueue : o.max_queue;

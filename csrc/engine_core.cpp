@@ -19,13 +19,23 @@ uint64_t now_ns() {
 
 RequestLimits limits_of(const EngineOptions &options) {
   const SchedulerOptions &s = options.scheduler;
-  return {options.vocab_size, s.max_context, s.page_size, s.num_pages, s.prefix_cache, options.eos_token_ids};
+  return {options.vocab_size, s.max_context,         s.page_size, s.num_pages,
+          s.prefix_cache,     options.eos_token_ids, s.max_draft};
 }
 
 SchedulerCounters sum_of(const SchedulerCounters &a, const SchedulerCounters &b) {
-  return {a.num_prompt_tokens + b.num_prompt_tokens, a.num_cached_tokens + b.num_cached_tokens,
-          a.num_output_tokens + b.num_output_tokens, a.num_preemptions + b.num_preemptions,
-          a.num_finished + b.num_finished};
+  return {a.num_prompt_tokens + b.num_prompt_tokens,
+          a.num_cached_tokens + b.num_cached_tokens,
+          a.num_output_tokens + b.num_output_tokens,
+          a.num_preemptions + b.num_preemptions,
+          a.num_finished + b.num_finished,
+          a.num_drafted_tokens + b.num_drafted_tokens,
+          a.num_accepted_tokens + b.num_accepted_tokens};
+}
+
+/// Which of its sequence's outputs a row of logits decides.
+uint64_t output_of(const Batch &batch, int32_t logit) {
+  return static_cast<uint64_t>(batch.sequence(logit).num_outputs() + batch.ahead(logit));
 }
 
 Event finished_event(uint64_t id, ts_finish finish, int32_t num_cached, std::string message) {
@@ -241,14 +251,20 @@ void EngineCore::sample(const Batch &batch, const Logits &logits) {
       out.thrown = nullptr;
       out.sampled = samplers_[static_cast<size_t>(thread)].sample({logits.data + row * logits.stride, vocab_size},
                                                                   sequence.sampling, sequence.counts.counts(),
-                                                                  static_cast<uint64_t>(sequence.num_outputs()));
+                                                                  output_of(batch, row));
     } catch (...) {  // no memory for the candidates, say; nor, then, for a message
       out.thrown = std::current_exception();
     }
   };
   rows_.share(batch.num_logits(), std::ref(job));  // by reference: a step allocates nothing for it
   outcomes_.clear();
+  bool counts = true;
   for (int32_t i = 0; i < batch.num_logits(); ++i) {
+    counts = counts || batch.ahead(i) == 0;
+    if (!counts) {
+      outcomes_.emplace_back();
+      continue;
+    }
     const Sequence &sequence = batch.sequence(i);
     auto &[sampled, thrown] = rows_sampled_[static_cast<size_t>(i)];
     if (thrown) {
@@ -269,6 +285,7 @@ void EngineCore::sample(const Batch &batch, const Logits &logits) {
         event.top_logprobs.push_back(logprob);
       }
     }
+    counts = sampled.error.empty() && batch.goes_on(i, sampled.token);
     outcomes_.push_back({sampled.token, std::move(sampled.error)});
   }
 }
@@ -295,6 +312,8 @@ void EngineCore::publish(int32_t num_running) {
     s.num_cached_tokens = sums.num_cached_tokens;
     s.num_output_tokens = sums.num_output_tokens;
     s.num_preemptions = sums.num_preemptions;
+    s.num_drafted_tokens = sums.num_drafted_tokens;
+    s.num_accepted_tokens = sums.num_accepted_tokens;
     s.step_ns = step_ns_;
     s.schedule_ns = schedule_ns_;
   }

@@ -268,7 +268,7 @@ Executor::~Executor() = default;
 void Executor::run(const ts_batch &batch) {
   const Limits &limits = impl_->program.limits;
   const bool fits = batch.num_tokens >= 1 && batch.num_tokens <= limits.max_tokens && batch.num_seqs >= 1 &&
-                    batch.num_seqs <= limits.max_seqs && batch.num_logits >= 0 && batch.num_logits <= batch.num_seqs;
+                    batch.num_seqs <= limits.max_seqs && batch.num_logits >= 0 && batch.num_logits <= limits.max_seqs;
   if (!fits) {
     fail(TS_INTERNAL, "a batch of ", batch.num_tokens, " tokens, ", batch.num_seqs, " sequences and ", batch.num_logits,
          " logit rows leaves the limits of ", limits.max_tokens, " tokens and ", limits.max_seqs, " sequences");

@@ -20,7 +20,7 @@ extern "C" {
 typedef struct ts_batch {
   int32_t num_tokens;         /* T >= 1 */
   int32_t num_seqs;           /* S >= 1 */
-  int32_t num_logits;         /* L, 0 <= L <= S */
+  int32_t num_logits;         /* L, 0 <= L <= max_seqs */
   int32_t page_table_stride;  /* entries from one row of page_table to the next */
   const int32_t *token_ids;   /* [T] in [0, vocab_size) */
   const int32_t *positions;   /* [T] in [0, max_context) */

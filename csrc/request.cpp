@@ -98,9 +98,13 @@ void Sequence::hash_full_pages() {
                       std::span(hashes).subspan(before));
 }
 
+bool Sequence::stops_at(int32_t token) const {
+  return std::binary_search(stop_tokens.begin(), stop_tokens.end(), token);
+}
+
 std::optional<ts_finish> Sequence::finish() const {
   TS_ASSERT(num_outputs() > 0, "an output ends after its first token");
-  if (std::binary_search(stop_tokens.begin(), stop_tokens.end(), tokens.back())) return TS_FINISH_STOP;
+  if (stops_at(tokens.back())) return TS_FINISH_STOP;
   if (num_outputs() == max_tokens) return TS_FINISH_LENGTH;
   return std::nullopt;
 }
@@ -217,6 +221,8 @@ std::unique_ptr<Sequence> make_sequence(const ts_request &request, const Request
     s->counts.reserve(std::min(num_tokens_max, static_cast<size_t>(limits.vocab_size)));
     for (const int32_t token : prompt) s->counts.add(token, false);
   }
+  // Penalties change with every token, so rows ahead of the last token could not be sampled on their own.
+  if (limits.max_draft > 0 && !s->sampling.has_penalties()) s->drafts = std::make_unique<Drafts>(num_tokens_max);
   s->hashed = limits.prefix_cache;
   if (s->hashed) {
     s->hashes.reserve(num_tokens_max / static_cast<size_t>(limits.page_size));

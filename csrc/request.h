@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "drafts.h"
 #include "engine.h"
 #include "prefix_cache.h"
 
@@ -19,6 +20,7 @@ struct RequestLimits {
   int32_t num_pages = 0;
   bool prefix_cache = false;
   std::vector<int32_t> eos_token_ids;
+  int32_t max_draft = 0;
 };
 
 /// How tokens are chosen from logits; the fields mean what ts_request says. csrc/sampler.h has the order in which they
@@ -76,6 +78,7 @@ struct Sequence {
   std::vector<PageHash> hashes;      ///< of every full page of `tokens`, if `hashed`
   TokenCounts counts;                ///< kept only if sampling.has_penalties()
   int32_t owner = 0;                 ///< whose part of the KV cache it uses: decided when it is admitted
+  std::unique_ptr<Drafts> drafts;    ///< if its next tokens may be guessed
   int32_t num_cached = 0;            ///< prompt tokens that came from the prefix cache
   int32_t num_reached = 0;           ///< tokens that have ever been in the KV cache, computed or found
 
@@ -89,6 +92,7 @@ struct Sequence {
 
   /// Why the output ends with its last token, if it does.
   std::optional<ts_finish> finish() const;
+  bool stops_at(int32_t token) const;  ///< whether it is an end or stop token
 };
 
 constexpr int32_t num_pages_for(int32_t num_tokens, int32_t page_size) {

@@ -31,7 +31,14 @@ Batch::~Batch() {
 
 const Sequence &Batch::sequence(int32_t logit) const {
   TS_ASSERT(logit >= 0 && logit < num_logits(), "the step has no such row of logits");
-  return running_[static_cast<size_t>(logit_owners_[static_cast<size_t>(logit)])].sequence();
+  return running_[static_cast<size_t>(logit_rows_[static_cast<size_t>(logit)].running)].sequence();
+}
+
+int32_t Batch::ahead(int32_t logit) const { return logit_rows_[static_cast<size_t>(logit)].ahead; }
+
+bool Batch::goes_on(int32_t logit, int32_t token) const {
+  const auto [index, ahead] = logit_rows_[static_cast<size_t>(logit)];
+  return running_[static_cast<size_t>(index)].goes_on(ahead, token);
 }
 
 // ---- inbox ----------------------------------------------------------------------------------------------------------
@@ -42,9 +49,10 @@ Scheduler::Scheduler(const SchedulerOptions &options)
       arrays_(options.token_budget, options.max_seqs, num_pages_for(options.max_context, options.page_size),
               options.batch_memory) {
   TS_ASSERT(options.token_budget >= 1 && options.max_seqs >= 1, "a step holds at least one token of one sequence");
+  TS_ASSERT(options.max_draft >= 0 && options.max_draft <= Draft::kMost, "a draft has room for so many tokens");
   const auto max_seqs = static_cast<size_t>(options.max_seqs);
   running_.reserve(max_seqs);
-  logit_owners_.reserve(max_seqs);
+  logit_rows_.reserve(max_seqs);
   finished_.reserve(max_seqs);
   num_running_of_.resize(static_cast<size_t>(options.num_owners));
   reserved_of_.resize(static_cast<size_t>(options.num_owners));
@@ -102,9 +110,10 @@ std::optional<Batch> Scheduler::schedule() {
     TS_ASSERT(waiting_.empty(), "with nothing running, every page is available to the oldest request");
     return std::nullopt;
   }
+  if (options_.max_draft > 0) draft(left);
   fill_arrays();
   in_flight_ = true;
-  return Batch(std::exchange(running_, {}), arrays_.view(), logit_owners_);
+  return Batch(std::exchange(running_, {}), arrays_.view(), logit_rows_);
 }
 
 /// Gives every decode the slot of its next token. False if sequences had to be preempted for that.
@@ -113,6 +122,7 @@ bool Scheduler::grow_decodes() {
   for (int32_t r = 0; r < num_running();) {
     auto *decoding = std::get_if<Decoding>(&running(r).state);
     running(r).num_tokens = 1;
+    running(r).draft.size = 0;
     if (decoding == nullptr) {
       ++r;
       continue;
@@ -216,26 +226,50 @@ int32_t Scheduler::choose_owner(const Sequence &sequence, std::vector<SharedPage
   return best;
 }
 
+/// Lets decodes guess ahead, with tokens and rows of logits that nobody else wants, and pages that nobody may miss.
+void Scheduler::draft(int32_t left) {
+  int32_t rows = options_.max_seqs - num_running();
+  for (int32_t r = 0; r < num_running(); ++r) {
+    auto *decoding = std::get_if<Decoding>(&running(r).state);
+    if (decoding == nullptr || decoding->sequence().drafts == nullptr) continue;
+    const Sequence &sequence = decoding->sequence();
+    const int32_t spare = pool(sequence.owner).num_available() > num_running() ? 1 : 0;
+    const int32_t room = (decoding->context().num_pages() + spare) * options_.page_size - sequence.num_tokens();
+    const int32_t before_last = sequence.max_tokens - sequence.num_outputs() - 1;
+    const int32_t most = std::min({options_.max_draft, left, rows, room, before_last});
+    if (most <= 0) continue;
+    running(r).draft = sequence.drafts->propose(sequence.tokens, most);
+    const int32_t num_drafted = running(r).draft.size;
+    running(r).num_tokens += num_drafted;
+    decoding->context().reserve(cache_.of(sequence.owner), sequence.num_tokens() + num_drafted, arrays_.row(r));
+    left -= num_drafted;
+    rows -= num_drafted;
+  }
+}
+
 void Scheduler::fill_arrays() {
   arrays_.clear();
-  logit_owners_.clear();
+  logit_rows_.clear();
   for (int32_t r = 0; r < num_running(); ++r) {
     const Running &seq = running(r);
     const Sequence &sequence = seq.sequence();
     const int32_t begin = seq.num_computed();
     const int32_t end = begin + seq.num_tokens;
-    TS_ASSERT(seq.num_tokens >= 1 && end <= sequence.num_tokens(), "every running sequence has tokens in every step");
+    const int32_t known = sequence.num_tokens();
+    TS_ASSERT(seq.num_tokens >= 1 && end <= known + seq.draft.size, "every running sequence has tokens in every step");
     arrays_.add_sequence(end);
     for (int32_t p = begin; p < end;) {
       const WritablePage &page = seq.context().open_page(p, options_.page_size);
       int32_t offset = p % options_.page_size;
       for (; p < end && offset < options_.page_size; ++p) {
-        arrays_.add_token(sequence.tokens[static_cast<size_t>(p)], p, page.slot(offset++));
+        const int32_t token =
+            p < known ? sequence.tokens[static_cast<size_t>(p)] : seq.draft.tokens[static_cast<size_t>(p - known)];
+        arrays_.add_token(token, p, page.slot(offset++));
+        if (p < known - 1) continue;
+        arrays_.want_logits();
+        logit_rows_.push_back({r, p - (known - 1)});
       }
     }
-    if (!seq.wants_logits()) continue;
-    arrays_.want_logits();
-    logit_owners_.push_back(r);
   }
 }
 
@@ -262,23 +296,37 @@ void Scheduler::advance(int32_t r, std::span<Outcome> outcomes, size_t &next_out
     seq.state = Transition::apply(std::move(prefilling), Chunk{cache, row, seq.num_tokens});
     return;
   }
-  Outcome &outcome = outcomes[next_outcome++];
-  if (!outcome.error.empty()) {
-    finish(next(std::move(seq.state), Fail{cache, std::move(outcome.error)}));
-    seq.num_tokens = 0;
-    return;
+  const size_t num_rows = static_cast<size_t>(seq.draft.size) + 1;
+  append(r, outcomes.subspan(next_outcome, num_rows));
+  next_outcome += num_rows;
+}
+
+/// Appends what sampling gave: the next token, and those behind it that were drafted.
+void Scheduler::append(int32_t r, std::span<Outcome> outcomes) {
+  Running &seq = running(r);
+  counters_.num_drafted_tokens += outcomes.size() - 1;
+  for (size_t i = 0; i < outcomes.size(); ++i) {
+    if (!outcomes[i].error.empty()) {
+      finish(next(std::move(seq.state), Fail{cache_.of(seq.sequence().owner), std::move(outcomes[i].error)}));
+      seq.num_tokens = 0;
+      return;
+    }
+    const int32_t token = outcomes[i].token;
+    const bool goes_on = seq.goes_on(static_cast<int32_t>(i), token);
+    Decoding decoding = next(std::move(seq.state), Token{cache_.of(seq.sequence().owner), arrays_.row(r), token});
+    ++counters_.num_output_tokens;
+    counters_.num_accepted_tokens += i > 0 ? 1 : 0;
+    const Sequence &sequence = decoding.sequence();
+    if (sequence.num_outputs() == 1) counters_.num_cached_tokens += static_cast<uint64_t>(sequence.num_cached);
+    if (const std::optional<ts_finish> why = sequence.finish()) {
+      finish(Transition::apply(std::move(decoding), Stop{*why}));
+      seq.num_tokens = 0;
+      return;
+    }
+    if (!goes_on && seq.draft.size > 0) sequence.drafts->learn(seq.draft.size, static_cast<int32_t>(i));
+    seq.state = std::move(decoding);
+    if (!goes_on) return;
   }
-  Decoding decoding = next(std::move(seq.state), Token{cache, row, outcome.token});
-  ++counters_.num_output_tokens;
-  if (decoding.sequence().num_outputs() == 1) {
-    counters_.num_cached_tokens += static_cast<uint64_t>(decoding.sequence().num_cached);
-  }
-  if (const std::optional<ts_finish> why = decoding.sequence().finish()) {
-    finish(Transition::apply(std::move(decoding), Stop{*why}));
-    seq.num_tokens = 0;
-    return;
-  }
-  seq.state = std::move(decoding);
 }
 
 void Scheduler::fail(Batch &&batch, const std::string &message) {

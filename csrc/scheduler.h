@@ -24,6 +24,7 @@ struct SchedulerOptions {
   int32_t num_pages = 0;   ///< of each owner
   int32_t num_owners = 1;  ///< parts that sequences and the KV cache are shared out in (CacheParts)
   bool prefix_cache = false;
+  int32_t max_draft = 0;                 ///< tokens of one sequence that a step may guess; Draft::kMost at most
   std::span<int32_t> batch_memory = {};  ///< where the batch arrays lie: see BatchArrays
 };
 
@@ -34,9 +35,18 @@ struct SchedulerCounters {
   uint64_t num_output_tokens = 0;
   uint64_t num_preemptions = 0;
   uint64_t num_finished = 0;
+  uint64_t num_drafted_tokens = 0;
+  uint64_t num_accepted_tokens = 0;  ///< of these, outputs
 };
 
-/// What sampling made of one row of logits: a token, or an error that ends the request.
+/// A row of logits: of the sequence that is the running-th of the step, `ahead` tokens behind its last.
+struct LogitRow {
+  int32_t running;
+  int32_t ahead;  ///< 0, or that many tokens of its draft lie between
+};
+
+/// What sampling made of one row of logits: a token, or an error that ends the request. It counts if the row has ahead = 0, or
+/// the row before counts and Batch::goes_on there.
 struct Outcome {
   int32_t token = -1;
   std::string error;
@@ -57,30 +67,36 @@ class Batch {
   const ts_batch &arrays() const { return *arrays_; }
   int32_t num_logits() const { return arrays_->num_logits; }
 
-  /// The sequence whose next token the `logit`-th row of logits decides.
+  /// The sequence of which the `logit`-th row of logits decides a token: its next, or one further `ahead`.
   const Sequence &sequence(int32_t logit) const;
+  int32_t ahead(int32_t logit) const;
+
+  /// Whether the row behind this one counts if this one gives `token`: it was drafted, and does not end the sequence.
+  bool goes_on(int32_t logit, int32_t token) const;
 
  private:
   friend class Scheduler;
 
   struct Running {
     std::variant<Prefilling, Decoding> state;
-    int32_t num_tokens = 0;  // of this step; 0: ended, to be removed
+    int32_t num_tokens = 0;  // of this step, the draft's among them; 0: ended, to be removed
+    Draft draft = {};
 
     const Sequence &sequence() const;
     const Context &context() const;
     Context &context();
     int32_t num_computed() const;
-    bool wants_logits() const { return num_computed() + num_tokens == sequence().num_tokens(); }
+    bool wants_logits() const { return num_computed() + num_tokens >= sequence().num_tokens(); }
     bool wants_pages(int32_t page_size) const;  // before its last token
+    bool goes_on(int32_t ahead, int32_t token) const;
   };
 
-  Batch(std::vector<Running> &&running, const ts_batch &arrays, std::span<const int32_t> logit_owners)
-      : running_(std::move(running)), arrays_(&arrays), logit_owners_(logit_owners) {}
+  Batch(std::vector<Running> &&running, const ts_batch &arrays, std::span<const LogitRow> logit_rows)
+      : running_(std::move(running)), arrays_(&arrays), logit_rows_(logit_rows) {}
 
   std::vector<Running> running_;  // [num_seqs]: a sequence's index is its row of the page table
   const ts_batch *arrays_;
-  std::span<const int32_t> logit_owners_;  // [num_logits] index into running_
+  std::span<const LogitRow> logit_rows_;  // [num_logits] a sequence's in order
 };
 
 inline const Sequence &Batch::Running::sequence() const {
@@ -93,6 +109,10 @@ inline const Context &Batch::Running::context() const {
 
 inline Context &Batch::Running::context() {
   return std::visit([](auto &s) -> Context & { return s.context(); }, state);
+}
+
+inline bool Batch::Running::goes_on(int32_t ahead, int32_t token) const {
+  return ahead < draft.size && draft.tokens[static_cast<size_t>(ahead)] == token && !sequence().stops_at(token);
 }
 
 inline bool Batch::Running::wants_pages(int32_t page_size) const {
@@ -156,6 +176,7 @@ class Scheduler {
 
   bool grow_decodes();
   bool grow_prefill(int32_t &left);
+  void draft(int32_t left);
   void admit(int32_t &left);
   bool admit_one(int32_t &left);
   int32_t choose_owner(const Sequence &sequence, std::vector<SharedPage> &prefix);
@@ -164,6 +185,7 @@ class Scheduler {
   void move_row(int32_t from, int32_t to);
   void fill_arrays();
   void advance(int32_t r, std::span<Outcome> outcomes, size_t &next_outcome);
+  void append(int32_t r, std::span<Outcome> outcomes);
   void finish(Finished &&finished);
   void preempt(int32_t r);
   int32_t youngest() const;
@@ -178,7 +200,7 @@ class Scheduler {
   std::vector<Running> running_;  // index: row of the page table; sorted by owner; empty while a batch is in flight
   std::vector<int32_t> num_running_of_;  // each owner
   std::vector<int32_t> reserved_of_;     // each owner: pages that those that run already may still want, one each
-  std::vector<int32_t> logit_owners_;
+  std::vector<LogitRow> logit_rows_;
   std::vector<Finished> finished_;
   SchedulerCounters counters_;
   uint64_t next_arrival_ = 0;

@@ -39,6 +39,7 @@ class _Options(c.Structure):
         ("max_seqs", c.c_int32),
         ("max_queue", c.c_int32),
         ("prefix_cache", c.c_int32),
+        ("max_draft", c.c_int32),
         ("target", c.c_char_p),
         ("rank", c.c_int32),
         ("rank_timeout_ms", c.c_int32),
@@ -101,6 +102,8 @@ class Stats(c.Structure):
         *((name, c.c_int32) for name in ("num_threads", "max_context", "vocab_size")),
         *((name, c.c_int32) for name in ("page_size", "token_budget", "max_seqs")),
         ("target", c.c_char * 32),
+        ("num_drafted_tokens", c.c_uint64),
+        ("num_accepted_tokens", c.c_uint64),
     )
 
 
@@ -224,6 +227,7 @@ class Engine:
         max_seqs: int = 0,
         max_queue: int = 0,
         prefix_cache: bool = True,
+        max_draft: int = 0,
         target: str | None = None,
         verify: int = VERIFY_AUTO,
         rendezvous: bytes | None = None,
@@ -239,6 +243,7 @@ class Engine:
             max_seqs,
             max_queue,
             int(prefix_cache),
+            max_draft,
             target.encode() if target else None,
             rendezvous=rendezvous,
             rank_pids=rank_pids,

@@ -139,6 +139,7 @@ TEST_F(EngineAbi, RefusesOptionsWithBothNumbers) {
             "ts_engine_options.size is 4, this engine's is " + std::to_string(sizeof(ts_engine_options)));
   EXPECT_EQ(refusal([](auto &o) { o.num_threads = -1; }), "num_threads is -1, wanted 0 (the default) or more");
   EXPECT_EQ(refusal([](auto &o) { o.kv_bytes = -5; }), "kv_bytes is -5, wanted 0 (the default) or more");
+  EXPECT_EQ(refusal([](auto &o) { o.max_draft = 17; }), "max_draft is 17, wanted 0 (none) to 16");
   EXPECT_EQ(refusal([](auto &o) { o.prefix_cache = 2; }), "prefix_cache is 2, wanted 0 (off) or 1 (on)");
   EXPECT_EQ(
       refusal([](auto &o) { o.token_budget = 25; }),

@@ -127,6 +127,7 @@ TEST(Engine, AnswersManyThreadsAsEachRequestAlone) {
   for (const int32_t num_pages : {40, 256}) {
     EngineOptions o = toy::small();
     o.scheduler.num_pages = num_pages;
+    o.scheduler.max_draft = Draft::kMost;
     Engine engine(o);
     constexpr uint64_t kThreads = 4;
     constexpr uint64_t kEach = 30;
@@ -351,6 +352,29 @@ TEST(Engine, OutOfMemoryAnywhereEndsRequestsAndNotTheProcess) {
     }
   }
   EXPECT_EQ(said, (std::set<std::string>{"sampling failed", "the engine had to start over", "the step failed"}));
+}
+
+TEST(Engine, GuessesAheadAndSaysTheSameInFewerSteps) {
+  uint64_t num_steps[2];
+  for (const int32_t max_draft : {0, 8}) {
+    EngineOptions o = toy::small();
+    o.scheduler.max_draft = max_draft;
+    Engine engine(o);
+    toy::Request r = request(1, 4, 60);
+    r.logit_bias = {{7, 30}};  // the same token again and again
+    r.num_logprobs = 3;
+    engine.submit(r);
+    engine.collect(1);
+    engine.expect_solo(r);
+    EXPECT_EQ(engine.tops[1].size(), 60);
+    const ts_stats s = engine.stats();
+    EXPECT_EQ(s.num_output_tokens, 60);
+    EXPECT_EQ(s.num_accepted_tokens > 0, max_draft > 0);
+    EXPECT_LE(s.num_accepted_tokens, s.num_drafted_tokens);
+    num_steps[max_draft > 0] = s.num_steps;
+  }
+  EXPECT_EQ(num_steps[0], 60);
+  EXPECT_LT(num_steps[1], 20);
 }
 
 TEST(Engine, NanLogitsEndOneRequest) {

@@ -200,7 +200,7 @@ TEST(Executor, RefusesBatchesBeyondItsLimits) {
   message([](ts_batch &b) { b.num_tokens = 0; });
   message([](ts_batch &b) { b.num_seqs = kMaxSeqs + 1; });
   message([](ts_batch &b) { b.num_seqs = 0; });
-  message([](ts_batch &b) { b.num_logits = 2; });
+  message([](ts_batch &b) { b.num_logits = kMaxSeqs + 1; });
   message([](ts_batch &b) { b.num_logits = -1; });
 }
 

@@ -144,3 +144,19 @@ def test_a_seed_matters_and_repeats(plan: Path) -> None:
         other = Request([3, 4, 5], temperature=1.0, seed=12, max_tokens=20, ignore_eos=True)
         first, second, third = engine.generate([same, same, other])
         assert first.tokens == second.tokens != third.tokens
+
+
+@pytest.mark.parametrize("most", [1, 5, 16])
+def test_tokens_guessed_ahead(plan: Path, asked: list[Request], most: int) -> None:
+    """Outputs that repeat themselves, so that guesses come true, of one token or, now and then, of two."""
+    biases: list[list[tuple[int, float]]] = [[(5, 50.0)], [(5, 50.0), (6, 50.0)], []]
+    made = [replace(r, max_tokens=60, logit_bias=biases[i % 3]) for i, r in enumerate(asked)]
+    with Engine(plan, num_threads=1, prefix_cache=False) as engine:
+        alone = outputs([answer for request in made for answer in engine.generate([request])])
+        num_steps = engine.stats().num_steps
+    with Engine(plan, max_draft=most) as engine:
+        assert outputs([answer for request in made for answer in engine.generate([request])]) == alone
+        stats = engine.stats()
+        assert 0 < stats.num_accepted_tokens < stats.num_drafted_tokens
+        assert stats.num_steps < num_steps
+        assert outputs(engine.generate(made)) == alone, "all at once"

@@ -194,7 +194,7 @@ inline std::vector<int32_t> tokens(int32_t n, uint64_t seed, int32_t vocab_size)
 
 inline ts::RequestLimits limits_of(const ts::EngineOptions &o) {
   const ts::SchedulerOptions &s = o.scheduler;
-  return {o.vocab_size, s.max_context, s.page_size, s.num_pages, s.prefix_cache, o.eos_token_ids};
+  return {o.vocab_size, s.max_context, s.page_size, s.num_pages, s.prefix_cache, o.eos_token_ids, s.max_draft};
 }
 
 /// The same model without pages, batches or scheduler: what every run must give.
@@ -249,11 +249,18 @@ class Harness {
       last_num_seqs = batch->arrays().num_seqs;
       const ts::Logits logits = model_.run(batch->arrays());
       outcomes_.clear();
+      bool counts = true;
       for (int32_t i = 0; i < batch->num_logits(); ++i) {
+        counts = counts || batch->ahead(i) == 0;
+        if (!counts) {
+          outcomes_.emplace_back();
+          continue;
+        }
         const ts::Sequence &s = batch->sequence(i);
         ts::Sampled sampled =
             sampler_.sample({logits.data + i * logits.stride, static_cast<size_t>(options_.vocab_size)}, s.sampling,
-                            s.counts.counts(), static_cast<uint64_t>(s.num_outputs()));
+                            s.counts.counts(), static_cast<uint64_t>(s.num_outputs() + batch->ahead(i)));
+        counts = sampled.error.empty() && batch->goes_on(i, sampled.token);
         if (sampled.error.empty()) results.at(s.id).tokens.push_back(sampled.token);
         outcomes_.push_back({sampled.token, std::move(sampled.error)});
       }

@@ -21,7 +21,8 @@ struct Event {
   int64_t family = 0;  ///< prompts of one family are alike
   int64_t changed = -1, changed_to = 0, poison = -1;  ///< but here, if not -1
   int64_t max_tokens = 0, seed = 0, warm = 0, top_k = 0, narrow = 0, repeated = 0, frequent = 0, ignore_eos = 0;
-  int64_t stop = 0;  ///< a stop token, if not 0
+  int64_t stop = 0;    ///< a stop token, if not 0
+  int64_t repeat = 0;  ///< outputs are nearly always one of so many tokens, if not 0: drafts come true, or now and then
 
   template <class Self, class F>
   static void fields(Self &e, const F &f) {
@@ -30,7 +31,7 @@ struct Event {
     f("prompt", e.prompt), f("family", e.family), f("changed", e.changed), f("changed_to", e.changed_to);
     f("poison", e.poison), f("max_tokens", e.max_tokens), f("seed", e.seed), f("warm", e.warm), f("top_k", e.top_k);
     f("narrow", e.narrow), f("repeated", e.repeated), f("frequent", e.frequent), f("ignore_eos", e.ignore_eos);
-    f("stop", e.stop);
+    f("stop", e.stop), f("repeat", e.repeat);
   }
 
   toy::Request request(int32_t vocab_size) const {
@@ -48,12 +49,14 @@ struct Event {
     r.frequency_penalty = frequent != 0 ? 0.5F : 0.0F;
     r.ignore_eos = static_cast<int32_t>(ignore_eos);
     if (stop != 0) r.stop = {static_cast<int32_t>(stop)};
+    for (int64_t i = 0; i < repeat; ++i) r.logit_bias.push_back({static_cast<int32_t>(4 + i), 30});
     return r;
   }
 };
 
 struct Script {
-  int64_t page_size = 1, num_pages = 1, max_context = 2, token_budget = 1, max_seqs = 1, prefix_cache = 1;
+  int64_t page_size = 1, num_pages = 1, max_context = 2, token_budget = 1, max_seqs = 1, prefix_cache = 1,
+          max_draft = 0;
   int64_t num_owners = 1;     ///< of sequences, each with as many pages
   std::vector<Event> events;  ///< in order of time
 
@@ -62,6 +65,7 @@ struct Script {
     f("page_size", s.page_size), f("num_pages", s.num_pages), f("max_context", s.max_context);
     f("token_budget", s.token_budget), f("max_seqs", s.max_seqs), f("prefix_cache", s.prefix_cache);
     f("num_owners", s.num_owners);
+    f("max_draft", s.max_draft);
   }
 
   ts::EngineOptions options() const {
@@ -75,6 +79,7 @@ struct Script {
     o.scheduler.max_seqs = static_cast<int32_t>(max_seqs);
     o.scheduler.prefix_cache = prefix_cache != 0;
     o.scheduler.num_owners = static_cast<int32_t>(num_owners);
+    o.scheduler.max_draft = static_cast<int32_t>(max_draft);
     return o;
   }
 
@@ -141,6 +146,7 @@ class Draw {
     s.max_seqs = between(1, 8);
     s.prefix_cache = one_in(4) ? 0 : 1;
     s.num_owners = one_in(3) ? between(2, 4) : 1;
+    s.max_draft = one_in(2) ? 0 : between(1, ts::Draft::kMost);
     const int64_t arrivals = between(1, 100);  // in percent of the steps
     int64_t num_arrived = 0;
     for (int64_t at = 0; at < num_steps; ++at) {
@@ -180,6 +186,7 @@ class Draw {
     e.warm = between(0, 1), e.top_k = between(0, 1) * 5, e.narrow = between(0, 1);
     e.repeated = one_in(4) ? 1 : 0, e.frequent = one_in(4) ? 1 : 0, e.ignore_eos = between(0, 1);
     if (one_in(4)) e.stop = between(4, 23);
+    if (one_in(4)) e.repeat = between(1, 2);
     return e;
   }
 

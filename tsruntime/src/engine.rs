@@ -25,6 +25,7 @@ pub struct Options {
     pub max_seqs: i32,
     pub max_queue: i32,
     pub prefix_cache: bool,
+    pub max_draft: i32,
     pub target: Option<String>,
     /// This process's, of a plan of several.
     pub rank: i32,
@@ -53,6 +54,7 @@ impl Options {
             max_seqs: self.max_seqs,
             max_queue: self.max_queue,
             prefix_cache: i32::from(self.prefix_cache),
+            max_draft: self.max_draft,
             target: pointer(&target),
             rank: self.rank,
             rank_timeout_ms: self.rank_timeout_ms,

@@ -35,6 +35,7 @@ pub struct ts_engine_options {
     pub max_seqs: i32,
     pub max_queue: i32,
     pub prefix_cache: i32,
+    pub max_draft: i32,
     pub target: *const c_char,
     pub rank: i32,
     pub rank_timeout_ms: i32,
@@ -119,6 +120,8 @@ pub struct ts_stats {
     pub token_budget: i32,
     pub max_seqs: i32,
     pub target: [c_char; 32],
+    pub num_drafted_tokens: u64,
+    pub num_accepted_tokens: u64,
 }
 
 unsafe extern "C" {

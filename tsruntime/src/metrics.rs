@@ -16,7 +16,7 @@ pub struct Metrics {
     waiting: Gauge,
     kv_usage: Gauge,
     /// Counters that the engine keeps, brought up to its values at every scrape.
-    engine: [(IntCounter, FromStats); 8],
+    engine: [(IntCounter, FromStats); 10],
     /// Requests by path and status.
     pub http: IntCounterVec,
     /// Finished sequences by reason.
@@ -69,6 +69,10 @@ impl Metrics {
                     s.num_cached_tokens
                 }),
                 (counter("num_preemptions_total", "Sequences preempted for lack of KV pages."), |s| s.num_preemptions),
+                (counter("spec_decode_num_draft_tokens_total", "Tokens guessed ahead."), |s| s.num_drafted_tokens),
+                (counter("spec_decode_num_accepted_tokens_total", "Of these, tokens of outputs."), |s| {
+                    s.num_accepted_tokens
+                }),
                 (counter("steps_total", "Steps of the engine."), |s| s.num_steps),
                 (counter("step_microseconds_total", "Time in steps."), |s| s.step_ns / 1000),
                 (counter("schedule_microseconds_total", "Time in scheduling them."), |s| s.schedule_ns / 1000),
