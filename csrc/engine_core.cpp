@@ -35,7 +35,7 @@ SchedulerCounters sum_of(const SchedulerCounters &a, const SchedulerCounters &b)
 
 /// Which of its sequence's outputs a row of logits decides.
 uint64_t output_of(const Batch &batch, int32_t logit) {
-  return static_cast<uint64_t>(batch.sequence(logit).num_outputs() + batch.ahead(logit));
+  return static_cast<uint64_t>(batch.sequence(logit).num_outputs()) + static_cast<uint64_t>(batch.ahead(logit));
 }
 
 Event finished_event(uint64_t id, ts_finish finish, int32_t num_cached, std::string message) {
