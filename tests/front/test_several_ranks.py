@@ -18,19 +18,19 @@ PROMPT = [312, 285, 707, 949, 1711]
 
 
 @pytest.fixture(scope="module")
-def plans(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """The demo checkpoint in float32 for so many ranks."""
+def plans(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The demo checkpoint in float32 for so many ranks, of which `dp` share the sequences out."""
     folder, built = tmp_path_factory.mktemp("ranks"), {}
 
-    def plan(ranks: int) -> Path:
-        if ranks not in built:
-            path = folder / f"tp{ranks}.tsp"
+    def plan(ranks: int, dp: int = 1) -> Path:
+        if (ranks, dp) not in built:
+            path = folder / f"{ranks}-{dp}.tsp"
             command = [sys.executable, "-m", "tscompile.cli", "build", "artifacts/demo", "-o", str(path)]
-            command += ["--dtype", "fp32", "--tp", str(ranks), "--no-text"]
+            command += ["--dtype", "fp32", "--tp", str(ranks // dp), "--dp", str(dp), "--no-text"]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
-            built[ranks] = path
-        return built[ranks]
+            built[ranks, dp] = path
+        return built[ranks, dp]
 
     return plan
 
@@ -79,12 +79,12 @@ def gone(pid: int, timeout_s: float = 10.0) -> bool:
 
 
 @pytest.fixture
-def serve(executable: Path, plans: Callable[[int], Path], tmp_path: Path) -> Iterator[Callable[..., Server]]:
+def serve(executable: Path, plans: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start(ranks: int, *arguments: str) -> Server:
+    def start(ranks: int, *arguments: str, dp: int = 1) -> Server:
         log = tmp_path / f"{len(servers)}.log"
-        servers.append(Server(executable, plans(ranks), log, *arguments))
+        servers.append(Server(executable, plans(ranks, dp), log, *arguments))
         return servers[-1]
 
     yield start
@@ -93,14 +93,14 @@ def serve(executable: Path, plans: Callable[[int], Path], tmp_path: Path) -> Ite
         server.process.wait()
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(("ranks", "dp"), [(2, 1), (4, 1), (2, 2), (4, 2)])
 def test_the_tokens_are_those_of_one_rank(
-    executable: Path, plans: Callable[[int], Path], serve: Callable[..., Server], ranks: int
+    executable: Path, plans: Callable[..., Path], serve: Callable[..., Server], ranks: int, dp: int
 ) -> None:
     wanted = generate(executable, plans(1))
-    assert generate(executable, plans(ranks)) == wanted
-    assert generate(executable, plans(ranks), "--threads", "2") == wanted
-    server = serve(ranks)
+    assert generate(executable, plans(ranks, dp)) == wanted
+    assert generate(executable, plans(ranks, dp), "--threads", "2") == wanted
+    server = serve(ranks, dp=dp)
     pids = children(server.process.pid)
     assert len(pids) == ranks - 1
     one = serve(1)
@@ -115,7 +115,7 @@ def test_the_tokens_are_those_of_one_rank(
 
 @pytest.mark.parametrize("launcher", [("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")])
 def test_a_launcher_starts_the_ranks(
-    executable: Path, plans: Callable[[int], Path], tmp_path: Path, launcher: tuple[str, str]
+    executable: Path, plans: Callable[..., Path], tmp_path: Path, launcher: tuple[str, str]
 ) -> None:
     rank, size = launcher
     job = {"MASTER_ADDR": "host", "MASTER_PORT": tmp_path.name, "SLURM_JOB_ID": tmp_path.name}
@@ -180,7 +180,7 @@ def command(executable: Path, plan: Path, rank_timeout: str) -> list[str]:
     return [str(executable), "generate", str(plan), "--ids", ids, "--rank-timeout", rank_timeout]
 
 
-def test_a_stopped_rank_is_named_at_start(executable: Path, plans: Callable[[int], Path]) -> None:
+def test_a_stopped_rank_is_named_at_start(executable: Path, plans: Callable[..., Path]) -> None:
     words = command(executable, plans(2), rank_timeout="2")
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (pids := children(process.pid)):
@@ -192,7 +192,7 @@ def test_a_stopped_rank_is_named_at_start(executable: Path, plans: Callable[[int
     assert gone(pids[0])
 
 
-def test_a_rank_that_does_not_come_is_named(executable: Path, plans: Callable[[int], Path]) -> None:
+def test_a_rank_that_does_not_come_is_named(executable: Path, plans: Callable[..., Path]) -> None:
     words = command(executable, plans(4), rank_timeout="0.5")
     place = {"RANK": "0", "WORLD_SIZE": "4", "MASTER_PORT": str(os.getpid())}
     done = subprocess.run(words, env=os.environ | place, capture_output=True, text=True, check=False)
