@@ -98,12 +98,16 @@ bool BoundCollective::run(const TokenParts &tokens, int thread, int num_threads)
   return true;
 }
 
-template <class Elements>
-bool BoundCollective::stage(const Elements &elements, int thread, int num_threads) const {
-  const auto [begin, end] = share_of(elements(coordinate_), thread, num_threads);
+void BoundCollective::put(int64_t elements, int thread, int num_threads) const {
+  const auto [begin, end] = share_of(elements, thread, num_threads);
   const auto at = static_cast<size_t>(begin * what_.element_bytes);
   std::memcpy(group_->staging(group_->rank(), half_) + at, in_ + at,
               static_cast<size_t>((end - begin) * what_.element_bytes));
+}
+
+template <class Elements>
+bool BoundCollective::stage(const Elements &elements, int thread, int num_threads) const {
+  put(elements(coordinate_), thread, num_threads);
   const auto staged = [&](size_t from, size_t) {
     return StagedPart{0, static_cast<uint64_t>(elements(from) * what_.element_bytes)};
   };
@@ -136,15 +140,26 @@ void BoundCollective::reduce(int64_t outer, int64_t row, int64_t begin, int64_t 
 }
 
 bool BoundCollective::all_reduce_in_two(int64_t elements, int thread, int num_threads) const {
-  if (!stage([elements](size_t) { return elements; }, thread, num_threads)) return false;
   const auto num_ranks = static_cast<int64_t>(peers_.size());
+  // A rank reads of all inputs what it reduces, and then of all results what others have reduced.
+  const auto part = [&](int64_t begin, size_t owner) {
+    const auto share = share_of(elements, static_cast<int64_t>(owner), num_ranks);
+    return StagedPart{static_cast<uint64_t>(begin) * sizeof(float),
+                      static_cast<uint64_t>(share.second - share.first) * sizeof(float)};
+  };
+  const auto inputs = [&](size_t, size_t to) {
+    return part(share_of(elements, static_cast<int64_t>(to), num_ranks).first, to);
+  };
+  const auto results = [&](size_t from, size_t) { return part(round_up(elements, kGrain), from); };
+  put(elements, thread, num_threads);
+  if (!group_->exchange(half_, peers_, std::ref(inputs))) return false;
   const auto results_of = [&](size_t q) {  // after the staged part
     return reinterpret_cast<float *>(group_->staging(peers_[q], half_)) + round_up(elements, kGrain);
   };
   const auto mine = share_of(elements, static_cast<int64_t>(coordinate_), num_ranks);
   const auto [begin, end] = share_of(mine.second - mine.first, thread, num_threads);
   reduce_range(results_of(coordinate_) + begin, mine.first + begin, end - begin);
-  if (!group_->barrier()) return false;
+  if (!group_->exchange(half_, peers_, std::ref(results))) return false;
   auto *out = reinterpret_cast<float *>(out_);
   const auto range = share_of(elements, thread, num_threads);
   for (size_t q = 0; q < peers_.size(); ++q) {

@@ -44,7 +44,8 @@ class BoundCollective {
   };
   Parts parts(const TokenParts &tokens, int64_t unit) const;
   const uint8_t *part_of(size_t peer) const;  ///< what the peer put into its staging area; mine is `in_`
-  template <class Elements>                   // elements(q): what rank q of the axis stages
+  void put(int64_t elements, int thread, int num_threads) const;  ///< a thread's part of the input, into staging
+  template <class Elements>                                       // elements(q): what rank q of the axis stages
   bool stage(const Elements &elements, int thread, int num_threads) const;
   bool all_reduce_in_two(int64_t elements, int thread, int num_threads) const;
   void reduce(int64_t outer, int64_t row, int64_t begin, int64_t size, int thread, int num_threads) const;

@@ -76,8 +76,11 @@ typedef struct ts_engine_options {
   int32_t rank_timeout_ms; /* how long to wait for ranks that do not come, or do not move; 0: 60,000 */
   const char *rendezvous;  /* a name that all ranks of this run give, and no other run of this user on this host */
   const int32_t
-      *rank_pids; /* [ts_plan_num_ranks] process ids of those that the caller started, 0 for others, so that
-                     one that dies before it came is noticed at once; NULL: none. Rank 0's place is not read */
+      *rank_pids;     /* [ts_plan_num_ranks] process ids of those that the caller started, 0 for others, so that
+                         one that dies before it came is noticed at once; NULL: none. Rank 0's place is not read */
+  int32_t ranks_here; /* how many of the ranks run on this host; 0: all. If not all do, an MPI library is between them,
+                         with whose mpirun they were started, and no rendezvous is needed */
+  const char *mpi_library; /* its file, with the ABI of MPI 5.0; NULL: libmpi_abi.so, where the system looks */
 } ts_engine_options;
 
 /* With a plan of several ranks this is rank 0, and returns once all ranks are ready. TS_LOST_RANK, naming it, if one is not. */

@@ -42,6 +42,7 @@ void check_options(const ts_engine_options &o) {
   not_negative("max_queue", o.max_queue);
   not_negative("rank", o.rank);
   not_negative("rank_timeout_ms", o.rank_timeout_ms);
+  not_negative("ranks_here", o.ranks_here);
   if (o.max_draft < 0 || o.max_draft > Draft::kMost) {
     fail(TS_BAD_REQUEST, "max_draft is ", o.max_draft, ", wanted 0 (none) to ", Draft::kMost);
   }
@@ -68,6 +69,8 @@ ExecutorOptions executor_options(const ts_engine_options &o, int32_t num_ranks) 
   options.ranks.rank = o.rank;
   options.ranks.timeout_ms = o.rank_timeout_ms;
   options.ranks.rendezvous = o.rendezvous == nullptr ? "" : o.rendezvous;
+  options.ranks.num_here = o.ranks_here;
+  options.ranks.mpi_library = o.mpi_library == nullptr ? "" : o.mpi_library;
   if (o.rank_pids != nullptr) options.ranks.children.assign(o.rank_pids, o.rank_pids + num_ranks);
   return options;
 }

@@ -56,11 +56,12 @@ int choose_threads(int wanted) {
 /// The number of KV pages, as ts_engine_options says. Throws TS_NO_MEMORY, telling the parts, if that and the arena do not fit.
 /// Each rank takes as much, from one memory.
 int32_t choose_pages(const Program &program, const ExecutorOptions &options, const Mesh &mesh) {
-  const int32_t num_ranks = mesh.num_ranks(), num_owners = mesh.num_owners();
+  const int32_t num_here = options.ranks.num_here == 0 ? mesh.num_ranks() : options.ranks.num_here;
+  const int32_t num_owners = mesh.num_owners();
   const Limits &limits = program.limits;
   const uint64_t page_bytes = program.page_bytes * static_cast<uint64_t>(program.num_layers);
   const int64_t most = std::numeric_limits<int32_t>::max() / limits.page_size / num_owners;  // a slot is an int32
-  const uint64_t free = available_memory() / static_cast<uint64_t>(num_ranks);
+  const uint64_t free = available_memory() / static_cast<uint64_t>(num_here);
   int64_t pages = options.num_pages;
   if (pages < 0 || pages > most) {
     fail(TS_BAD_REQUEST, "num_pages is ", pages, ", wanted 0 (from kv_bytes) to ", most);
@@ -87,7 +88,7 @@ int32_t choose_pages(const Program &program, const ExecutorOptions &options, con
   if (program.arena_bytes > free || kv_bytes > free - program.arena_bytes) {
     fail(TS_NO_MEMORY, "not enough memory: the arena takes ", human_bytes(program.arena_bytes), " and the KV cache ",
          human_bytes(kv_bytes), " (", pages, " pages of ", limits.page_size, " tokens, ", human_bytes(page_bytes),
-         " a page), but ", human_bytes(free), " is free", num_ranks > 1 ? " for each rank" : "",
+         " a page), but ", human_bytes(free), " is free", num_here > 1 ? " for each rank" : "",
          ": ask for fewer pages");
   }
   return static_cast<int32_t>(pages);

@@ -7,9 +7,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <filesystem>
 #include <fstream>
 #include <limits>
 #include <sstream>
+#include <system_error>
 
 namespace ts {
 namespace {
@@ -140,6 +143,17 @@ int usable_cores() {
     if (const int quota = cores_of_quota(limit); quota > 0) cores = std::min<long>(cores, quota);
   }
   return static_cast<int>(std::max(cores, 1L));
+}
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  gethostname(name.data(), name.size() - 1);
+  return name.data();
+}
+
+std::string executable_folder() {
+  std::error_code error;
+  return std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
 }
 
 uint64_t available_memory() {

@@ -26,6 +26,9 @@ const std::vector<std::string> &host_targets();
 /// Cores that this process may use: its affinity, and the CPU quota of its control group. At least 1.
 int usable_cores();
 
+std::string host_name();
+std::string executable_folder();  ///< that of the running program; empty if the system does not say
+
 /// Bytes that this process may still take without swapping: of the machine and of its control group.
 uint64_t available_memory();
 

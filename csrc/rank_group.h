@@ -21,9 +21,14 @@ struct RankLayout {
   std::array<int32_t, kMaxRanks> num_threads{};  ///< of each rank
   std::array<int32_t, kMaxRanks> most_turns{};   ///< see Patience: 0 where a host's threads outnumber its cores
   std::array<int32_t, kMaxRanks> pids{};
-  uint64_t batch_ints = 0;     ///< int32 that the batch arrays take
-  uint64_t staging_bytes = 0;  ///< of one rank and one half: collectives alternate between two
+  std::array<std::array<char, 64>, kMaxRanks> hosts{};  ///< their names, where there are several
+  int32_t page_size = 0;                                ///< tokens of a page
+  uint64_t batch_ints = 0;                              ///< int32 that the batch arrays take
+  uint64_t staging_bytes = 0;                           ///< of one rank and one half: collectives alternate between two
 };
+
+/// "rank 1 (process 77 on host-b)", as far as it is known.
+std::string rank_name(int32_t rank, int32_t pid, std::string_view host);
 
 /// A batch in the group's batch area: counts, and where its arrays begin, in int32 from the start of the area.
 struct PublishedBatch {
@@ -49,6 +54,7 @@ class RankGroup {
 
   int32_t rank() const { return rank_; }
   const RankLayout &layout() const { return layout_; }
+  std::string who(int32_t rank) const;
   int32_t most_turns() const { return layout_.most_turns[static_cast<size_t>(rank_)]; }
 
   /// Rank 0 has a socket to every other rank, by rank; a follower has one, to rank 0.

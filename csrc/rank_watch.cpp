@@ -50,11 +50,6 @@ void RankWatch::on_failure(std::function<void(const std::string &)> callback) {
 /// Rank 0 has a socket to every rank, by rank; a follower has one, to rank 0.
 int32_t RankWatch::rank_of(size_t socket) const { return group_->rank() == 0 ? static_cast<int32_t>(socket) : 0; }
 
-std::string RankWatch::who(int32_t rank) const {
-  return "rank " + std::to_string(rank) + " (process " +
-         std::to_string(group_->layout().pids[static_cast<size_t>(rank)]) + ")";
-}
-
 void RankWatch::loop() {
   std::vector<pollfd> polled{{stop_.get(), POLLIN, 0}};
   for (const FileDescriptor &socket : group_->sockets()) polled.push_back({socket.get(), POLLIN | POLLRDHUP, 0});
@@ -64,7 +59,8 @@ void RankWatch::loop() {
     const int num = poll(polled.data(), polled.size(), static_cast<int>(std::max<int64_t>(left, 0)));
     if (polled[0].revents != 0) return;
     for (size_t i = 0; num > 0 && i + 1 < polled.size(); ++i) {
-      if (polled[i + 1].revents != 0 && !group_->hear(i) && !group_->ended()) group_->abort(who(rank_of(i)) + " died");
+      if (polled[i + 1].revents != 0 && !group_->hear(i) && !group_->ended())
+        group_->abort(group_->who(rank_of(i)) + " died");
     }
     if (Clock::now() >= next_tick) {
       next_tick = Clock::now() + std::chrono::milliseconds(tick_ms_);
@@ -83,7 +79,7 @@ void RankWatch::check_beats() {
     seen_[i].quiet_ms = beats == seen_[i].beats ? seen_[i].quiet_ms + tick_ms_ : 0;
     seen_[i].beats = beats;
     if (seen_[i].quiet_ms >= timeout_ms_ && !group_->ended()) {
-      group_->abort(who(rank_of(i)) + " has not moved for " + std::to_string((timeout_ms_ + 999) / 1000) +
+      group_->abort(group_->who(rank_of(i)) + " has not moved for " + std::to_string((timeout_ms_ + 999) / 1000) +
                     " s: it is stopped, or its machine is overloaded");
     }
   }

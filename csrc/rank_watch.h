@@ -30,7 +30,6 @@ class RankWatch {
   void check_beats();
   void report();
   int32_t rank_of(size_t socket) const;
-  std::string who(int32_t rank) const;
 
   const std::shared_ptr<RankGroup> group_;
   const int32_t timeout_ms_;

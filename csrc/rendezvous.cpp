@@ -3,13 +3,11 @@
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <cstddef>
 #include <cstring>
 #include <optional>
 #include <thread>
@@ -33,7 +31,9 @@ constexpr int kGrace_ms = 2000;  // a follower leaves it to rank 0 to say who is
 /// The first message on a socket, from the rank that comes.
 struct HelloMessage {
   uint64_t magic = kMagic;
+  Secret secret{};
   int32_t rank = 0;
+  int32_t pid = 0;
   RankHello hello;
 };
 
@@ -46,46 +46,15 @@ struct AnswerMessage {
   std::array<char, 800> refusal{};
 };
 
-/// An abstract address: it has no file, belongs to the network namespace, and is gone with its socket.
-struct Address {
-  sockaddr_un address{};
-  socklen_t size = 0;
-
-  explicit Address(const std::string &name) {
-    const std::string text = std::to_string(getuid()) + "/" + name;
-    const Digest digest = sha256({reinterpret_cast<const uint8_t *>(text.data()), text.size()});
-    const std::string path = "tsruntime-ranks/" + to_hex(digest);
-    address.sun_family = AF_UNIX;
-    std::ranges::copy(path, address.sun_path + 1);
-    size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + path.size());
-  }
-  const sockaddr *get() const { return reinterpret_cast<const sockaddr *>(&address); }
-};
-
-[[noreturn]] void system_failed(const char *what) { fail(TS_IO, "ranks: ", what, ": ", std::strerror(errno)); }
-
-FileDescriptor make_socket() {
-  FileDescriptor made(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  if (!made.valid()) system_failed("no socket");
-  return made;
-}
-
-std::optional<ucred> peer_of(const FileDescriptor &socket) {
-  ucred peer{};
-  socklen_t size = sizeof(peer);
-  if (getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 || peer.uid != getuid()) return std::nullopt;
-  return peer;
-}
-
 int left_ms(Clock::time_point deadline) {
   const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now()).count();
   return static_cast<int>(std::clamp<int64_t>(left, 0, INT32_MAX));
 }
 
-std::string seconds(int32_t ms) {
-  std::string text = std::to_string(ms / 1000);
-  if (ms % 1000 != 0) text += "." + std::to_string(1000 + ms % 1000).substr(1);
-  return text + " s";
+/// So that a socket is readable when all of a message of this size is there.
+void want_whole(const FileDescriptor &socket, size_t bytes) {
+  const auto least = static_cast<int>(bytes);
+  setsockopt(socket.get(), SOL_SOCKET, SO_RCVLOWAT, &least, sizeof(least));
 }
 
 void send_answer(const FileDescriptor &socket, const AnswerMessage &answer, int fd) {
@@ -107,10 +76,6 @@ void send_answer(const FileDescriptor &socket, const AnswerMessage &answer, int 
   static_cast<void>(sendmsg(socket.get(), &message, MSG_NOSIGNAL));
 }
 
-std::string who(int32_t rank, int32_t pid) {
-  return "rank " + std::to_string(rank) + (pid > 0 ? " (process " + std::to_string(pid) + ")" : "");
-}
-
 /// Rank 0 while it waits for the others.
 class Leader {
  public:
@@ -127,14 +92,7 @@ class Leader {
       children_.emplace_back(static_cast<int>(syscall(SYS_pidfd_open, options.children[r], 0)));
       children_ranks_.push_back(static_cast<int32_t>(r));
     }
-    const Address address(options.name);
-    listener_ = make_socket();
-    if (bind(listener_.get(), address.get(), address.size) != 0) {
-      if (errno != EADDRINUSE) system_failed("bind");
-      fail(TS_BAD_REQUEST, "another run on this host has the rendezvous name ", in_quotes(options.name),
-           ": choose another");
-    }
-    if (listen(listener_.get(), options.num_ranks) != 0) system_failed("listen");
+    listener_ = options.place->listen(options.num_ranks);
   }
 
   Company gather(RankLayout layout) {
@@ -143,12 +101,17 @@ class Leader {
       share_cores(hellos_, layout);
       layout.num_ranks = options_.num_ranks;
       std::ranges::copy(pids_, layout.pids.begin());
-      Company company{layout, std::make_shared<SharedMemory>(SharedGroup::bytes(layout)), {}};
+      for (size_t r = 0; r < hellos_.size() && !options_.share_memory; ++r) layout.hosts[r] = hellos_[r].host;
+      Company company{layout, nullptr, {}};
       AnswerMessage answer;
       answer.welcome = 1;
       answer.layout = layout;
-      answer.memory_bytes = company.memory->size();
-      for (size_t r = 1; r < sockets_.size(); ++r) send_answer(sockets_[r], answer, company.memory->fd());
+      if (options_.share_memory) {
+        company.memory = std::make_shared<SharedMemory>(SharedGroup::bytes(layout));
+        answer.memory_bytes = company.memory->size();
+      }
+      const int fd = company.memory ? company.memory->fd() : -1;
+      for (size_t r = 1; r < sockets_.size(); ++r) send_answer(sockets_[r], answer, fd);
       company.sockets = std::move(sockets_);
       return company;
     } catch (const Error &e) {
@@ -175,7 +138,8 @@ class Leader {
     for (const FileDescriptor &caller : callers_) polled.push_back({caller.get(), POLLIN, 0});
     const int left = left_ms(deadline_);
     if (left == 0) fail_late();
-    if (poll(polled.data(), polled.size(), left) < 0 && errno != EINTR) system_failed("poll");
+    if (poll(polled.data(), polled.size(), left) < 0 && errno != EINTR)
+      fail(TS_IO, "ranks: poll: ", std::strerror(errno));
     const pollfd *at = polled.data() + 1;
     for (size_t i = 0; i < children_.size(); ++i, ++at) {
       if (at->revents != 0) fail_ended(static_cast<size_t>(children_ranks_[i]));
@@ -193,18 +157,28 @@ class Leader {
     }
     if (polled[0].revents == 0 || callers_.size() >= kMaxCallers) return;
     FileDescriptor caller(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
-    if (caller.valid() && peer_of(caller)) callers_.push_back(std::move(caller));
+    if (!caller.valid() || !options_.place->process_of(caller)) return;
+    want_whole(caller, sizeof(HelloMessage));
+    callers_.push_back(std::move(caller));
   }
 
   /// A caller says who it is.
   void hear(FileDescriptor caller) {
     heard_ = std::move(caller);
-    HelloMessage message;
-    const ssize_t size = recv(heard_.get(), &message, sizeof(message), MSG_DONTWAIT | MSG_TRUNC);
+    std::array<uint8_t, sizeof(HelloMessage) + 1> bytes;  // longer is wrong, too
+    const ssize_t size = recv(heard_.get(), bytes.data(), bytes.size(), MSG_DONTWAIT);
     if (size <= 0) return;  // went away
-    const auto peer = peer_of(heard_);
-    const int32_t pid = peer ? peer->pid : 0;
-    if (size != sizeof(message) || message.magic != kMagic) {
+    HelloMessage message;
+    std::memcpy(&message, bytes.data(), sizeof(message));
+    const bool whole = size == sizeof(message) && message.magic == kMagic;
+    const Secret &secret = options_.place->secret();
+    if (secret != Secret{} && (!whole || message.secret != secret)) {
+      heard_ = FileDescriptor();  // whoever that is
+      return;
+    }
+    const int32_t known = options_.place->process_of(heard_).value_or(0);
+    const int32_t pid = known != 0 || !whole ? known : message.pid;
+    if (!whole) {
       fail(TS_LOST_RANK, "process ", pid, " came as a rank, but is another version of tsruntime than rank 0");
     }
     if (message.rank < 1 || message.rank >= options_.num_ranks) {
@@ -216,28 +190,35 @@ class Leader {
       fail(TS_LOST_RANK, "processes ", pids_[r], " and ", pid, " both say that they are rank ", r);
     }
     const RankHello &mine = hellos_[0];
+    message.hello.host.back() = '\0';
+    const std::string_view host = host_of(message.hello);
     if (message.hello.seal != mine.seal) {
-      fail(TS_LOST_RANK, who(message.rank, pid), " has another plan than rank 0: their seals are ",
+      fail(TS_LOST_RANK, rank_name(message.rank, pid, host), " has another plan than rank 0: their seals are ",
            to_hex(message.hello.seal).substr(0, 16), "... and ", to_hex(mine.seal).substr(0, 16), "...");
     }
     if (message.hello.target != mine.target) {
       message.hello.target.back() = '\0';
-      fail(TS_LOST_RANK, who(message.rank, pid), " would run target ", in_quotes(message.hello.target.data()),
-           ", rank 0 runs ", in_quotes(mine.target.data()), ": name one with the option for the target");
+      fail(TS_LOST_RANK, rank_name(message.rank, pid, host), " would run target ",
+           in_quotes(message.hello.target.data()), ", rank 0 runs ", in_quotes(mine.target.data()),
+           ": name one with the option for the target");
     }
+    want_whole(heard_, 1);
     sockets_[r] = std::move(heard_);
     hellos_[r] = message.hello;
     pids_[r] = pid;
   }
 
-  [[noreturn]] void fail_ended(size_t rank) const {
-    fail(TS_LOST_RANK, who(static_cast<int32_t>(rank), pids_[rank]), " ended before all ranks had come");
+  std::string_view host_of(const RankHello &hello) const { return options_.share_memory ? "" : hello.host.data(); }
+  std::string who(size_t rank) const {
+    return rank_name(static_cast<int32_t>(rank), pids_[rank], sockets_[rank].valid() ? host_of(hellos_[rank]) : "");
   }
+
+  [[noreturn]] void fail_ended(size_t rank) const { fail(TS_LOST_RANK, who(rank), " ended before all ranks had come"); }
 
   [[noreturn]] void fail_late() const {
     std::string late;
     for (size_t r = 1; r < sockets_.size(); ++r) {
-      if (!sockets_[r].valid()) late += (late.empty() ? "" : ", ") + who(static_cast<int32_t>(r), pids_[r]);
+      if (!sockets_[r].valid()) late += (late.empty() ? "" : ", ") + rank_name(static_cast<int32_t>(r), pids_[r], "");
     }
     fail(TS_LOST_RANK, "not all of ", options_.num_ranks, " ranks came within ", seconds(options_.timeout_ms),
          ": missing is ", late);
@@ -256,17 +237,11 @@ class Leader {
 };
 
 FileDescriptor connect_to_leader(const RendezvousOptions &options, Clock::time_point deadline) {
-  const Address address(options.name);
   for (;;) {
-    FileDescriptor socket = make_socket();
-    if (connect(socket.get(), address.get(), address.size) == 0) {
-      if (!peer_of(socket)) fail(TS_LOST_RANK, "rank 0's place is taken by another user's process");
-      return socket;
-    }
-    if (errno != ECONNREFUSED && errno != EINTR && errno != EAGAIN) system_failed("connect");
+    if (FileDescriptor socket = options.place->connect(); socket.valid()) return socket;
     if (left_ms(deadline) == 0) {
       fail(TS_LOST_RANK, "rank 0 did not come within ", seconds(options.timeout_ms), ": rank ", options.rank,
-           " looked for it on this host under the name ", in_quotes(options.name));
+           " looked for it ", options.place->text());
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(kRetry_ms));
   }
@@ -300,7 +275,7 @@ RankHello make_hello(const Digest &seal, std::string_view target, int32_t num_th
   std::ranges::copy(target.substr(0, hello.target.size() - 1), hello.target.begin());
   hello.num_threads = num_threads;
   hello.usable_cores = usable_cores();
-  gethostname(hello.host.data(), hello.host.size() - 1);
+  std::ranges::copy(host_name().substr(0, hello.host.size() - 1), hello.host.begin());
   CPU_ZERO(&hello.cores);
   sched_getaffinity(0, sizeof(hello.cores), &hello.cores);
   return hello;
@@ -314,8 +289,11 @@ Company join(const RendezvousOptions &options, const RankHello &mine) {
   auto deadline = Clock::now() + std::chrono::milliseconds(options.timeout_ms);
   FileDescriptor socket = connect_to_leader(options, deadline);
   HelloMessage hello;
+  hello.secret = options.place->secret();
   hello.rank = options.rank;
+  hello.pid = getpid();
   hello.hello = mine;
+  want_whole(socket, sizeof(AnswerMessage));
   if (send(socket.get(), &hello, sizeof(hello), MSG_NOSIGNAL) != sizeof(hello)) {
     fail(TS_LOST_RANK, "rank 0 ended before all ranks had come");
   }
@@ -332,10 +310,13 @@ Company join(const RendezvousOptions &options, const RankHello &mine) {
     answer.refusal.back() = '\0';
     fail(TS_LOST_RANK, answer.refusal.data());
   }
-  const bool fits = answer.layout.num_ranks == options.num_ranks && memory.valid() &&
-                    answer.memory_bytes == SharedGroup::bytes(answer.layout);
+  want_whole(socket, 1);
+  const uint64_t wanted_bytes = options.share_memory ? SharedGroup::bytes(answer.layout) : 0;
+  const bool fits = answer.layout.num_ranks == options.num_ranks && answer.memory_bytes == wanted_bytes &&
+                    memory.valid() == options.share_memory;
   if (!fits) fail(TS_LOST_RANK, "rank 0 is another version of tsruntime than this rank");
-  Company company{answer.layout, std::make_shared<SharedMemory>(dup(memory.get()), answer.memory_bytes), {}};
+  Company company{answer.layout, nullptr, {}};
+  if (options.share_memory) company.memory = std::make_shared<SharedMemory>(dup(memory.get()), answer.memory_bytes);
   company.sockets.push_back(std::move(socket));
   return company;
 }

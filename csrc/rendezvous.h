@@ -8,18 +8,20 @@
 #include <vector>
 
 #include "file.h"
+#include "meeting_place.h"
 #include "rank_group.h"
 #include "sha256.h"
 #include "shared_memory.h"
 
 namespace ts {
 
-/// How the processes of one run find each other on a host.
+/// How the processes of one run find each other.
 struct RendezvousOptions {
   int32_t rank = 0;
   int32_t num_ranks = 1;
-  std::string name;        ///< any text that no other run of this user has; the same for all ranks
-  int32_t timeout_ms = 0;  ///< how long a rank waits for the others
+  MeetingPlace *place = nullptr;
+  bool share_memory = true;  ///< all are on one host, and rank 0 hands out memory for all
+  int32_t timeout_ms = 0;    ///< how long a rank waits for the others
   std::vector<int32_t>
       children;  ///< rank 0's, of whom it started itself: [num_ranks] process ids, 0 for others; or empty
 };
@@ -36,16 +38,16 @@ struct RankHello {
 
 RankHello make_hello(const Digest &seal, std::string_view target, int32_t num_threads);
 
-/// The ranks of a run, met: what they agreed on, and the memory they share.
+/// The ranks of a run, met: what they agreed on, and the memory that they share, if they do.
 struct Company {
   RankLayout layout;
   std::shared_ptr<SharedMemory> memory;
   std::vector<FileDescriptor> sockets;  ///< see RankGroup; they tell at once when a rank dies
 };
 
-/// Rank 0 waits until all others have come, decides each one's threads, and shares memory with them. `layout` holds what it
+/// Rank 0 waits until all others have come, decides each one's threads, and may share memory with them. `layout` holds what it
 /// knows already. Throws Error (TS_LOST_RANK) naming who did not come in time, died on the way, or does not fit, and tells all who
-/// came; TS_BAD_REQUEST if another run has the name.
+/// came; TS_BAD_REQUEST if another run has the place.
 Company lead(const RendezvousOptions &options, const RankHello &mine, RankLayout layout);
 
 /// Another rank comes to rank 0, and waits until all have come. Throws Error (TS_LOST_RANK) if that does not happen in time.

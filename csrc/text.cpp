@@ -61,6 +61,12 @@ std::string one_line(std::string_view text) {
 
 std::string in_quotes(std::string_view text) { return "'" + one_line(text) + "'"; }
 
+std::string seconds(int32_t ms) {
+  std::string text = std::to_string(ms / 1000);
+  if (ms % 1000 != 0) text += "." + std::to_string(1000 + ms % 1000).substr(1);
+  return text + " s";
+}
+
 std::string human_bytes(uint64_t bytes) {
   constexpr std::array<const char *, 6> kUnits = {"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
   if (bytes < 1024) return std::to_string(bytes) + " bytes";

@@ -19,6 +19,7 @@ std::string_view utf8_prefix(std::string_view text, size_t max_bytes);
 
 /// Bytes as people read them: "512 bytes", "1.2 GiB".
 std::string human_bytes(uint64_t bytes);
+std::string seconds(int32_t ms);  ///< "60 s", "0.500 s"
 
 /// Throws Error with the parts joined.
 template <class... Parts>

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,26 +12,7 @@ from pathlib import Path
 import pytest
 from front_server import Server
 
-ROOT = Path(__file__).resolve().parents[2]
 PROMPT = [312, 285, 707, 949, 1711]
-
-
-@pytest.fixture(scope="module")
-def plans(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The demo checkpoint in float32 for so many ranks, of which `dp` share the sequences out."""
-    folder, built = tmp_path_factory.mktemp("ranks"), {}
-
-    def plan(ranks: int, dp: int = 1) -> Path:
-        if (ranks, dp) not in built:
-            path = folder / f"{ranks}-{dp}.tsp"
-            command = [sys.executable, "-m", "tscompile.cli", "build", "artifacts/demo", "-o", str(path)]
-            command += ["--dtype", "fp32", "--tp", str(ranks // dp), "--dp", str(dp), "--no-text"]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            built[ranks, dp] = path
-        return built[ranks, dp]
-
-    return plan
 
 
 def generate(executable: Path, plan: Path, *arguments: str, **environment: str) -> list[str]:

@@ -45,6 +45,8 @@ class _Options(c.Structure):
         ("rank_timeout_ms", c.c_int32),
         ("rendezvous", c.c_char_p),
         ("rank_pids", c.POINTER(c.c_int32)),
+        ("ranks_here", c.c_int32),
+        ("mpi_library", c.c_char_p),
     )
 
 

@@ -96,6 +96,9 @@ pub struct EngineArgs {
     /// Under torchrun, mpirun or Slurm: a name that all ranks of this run share [default: from the environment]
     #[arg(long, value_name = "NAME", help_heading = RANKS)]
     rendezvous: Option<String>,
+    /// With ranks on several hosts: the MPI library, with the ABI of MPI 5, that is between them [default: libmpi_abi.so]
+    #[arg(long, value_name = "FILE", env = "TSRUNTIME_MPI", help_heading = RANKS)]
+    mpi: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -138,6 +141,8 @@ impl EngineArgs {
                 rank_timeout_ms: i32::try_from(self.rank_timeout.as_millis()).unwrap_or(i32::MAX).max(1),
                 rendezvous: self.rendezvous.clone(),
                 rank_pids: Vec::new(),
+                ranks_here: 0,
+                mpi_library: self.mpi.clone(),
             },
             always_verify: self.verify == Verify::Always,
             plain_users: false,

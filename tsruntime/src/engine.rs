@@ -34,6 +34,10 @@ pub struct Options {
     pub rendezvous: Option<String>,
     /// Of all ranks; 0 for those that this process has not started. May be empty.
     pub rank_pids: Vec<i32>,
+    /// How many of the ranks run on this host; 0: all.
+    pub ranks_here: i32,
+    /// The library that is between ranks of several hosts.
+    pub mpi_library: Option<String>,
 }
 
 impl Options {
@@ -44,6 +48,7 @@ impl Options {
             text.map_err(|_| Failure::new(Exit::Usage, format!("the {what}'s name has a NUL byte in it")))
         };
         let (target, rendezvous) = (text("target", &self.target)?, text("rendezvous", &self.rendezvous)?);
+        let mpi_library = text("MPI library", &self.mpi_library)?;
         let pointer = |text: &Option<CString>| text.as_ref().map_or(ptr::null(), |text| text.as_ptr());
         body(&ffi::ts_engine_options {
             size: size_of::<ffi::ts_engine_options>() as u32,
@@ -60,6 +65,8 @@ impl Options {
             rank_timeout_ms: self.rank_timeout_ms,
             rendezvous: pointer(&rendezvous),
             rank_pids: if self.rank_pids.is_empty() { ptr::null() } else { self.rank_pids.as_ptr() },
+            ranks_here: self.ranks_here,
+            mpi_library: pointer(&mpi_library),
         })
     }
 }

@@ -41,6 +41,8 @@ pub struct ts_engine_options {
     pub rank_timeout_ms: i32,
     pub rendezvous: *const c_char,
     pub rank_pids: *const i32,
+    pub ranks_here: i32,
+    pub mpi_library: *const c_char,
 }
 
 #[repr(C)]

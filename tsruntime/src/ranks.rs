@@ -1,7 +1,8 @@
 //! A plan of several ranks: this process's place among them, and the processes of the others.
 //!
 //! Under torchrun, mpirun or Slurm each process is one rank and finds its place in the environment. Otherwise the process that a user
-//! starts is rank 0 and starts the others, which die with it. Rank 0 alone serves; the others compute their part of its steps.
+//! starts is rank 0 and starts the others, which die with it. Rank 0 alone serves; the others compute their part of its steps. Ranks of
+//! one host share memory; if a launcher says that it has put some on another, MPI is between them.
 
 use std::env;
 use std::ffi::OsString;
@@ -15,17 +16,38 @@ use std::time::{Duration, Instant};
 use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 
 use crate::engine::{self, Engine};
-use crate::error::{Exit, Failure};
+use crate::error::{Exit, Failure, say};
 use crate::model::LoadOptions;
 use crate::plan::Plan;
 
-/// What launchers call a process's rank and their number, and what tells one run of theirs on a host from another.
-const LAUNCHERS: [(&str, &str, &[&str]); 4] = [
-    ("RANK", "WORLD_SIZE", &["TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT"]),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", &["PMIX_NAMESPACE"]),
-    ("PMI_RANK", "PMI_SIZE", &[]),
-    ("SLURM_PROCID", "SLURM_NTASKS", &["SLURM_JOB_ID", "SLURM_STEP_ID"]),
+/// What a launcher calls a process's rank, the ranks' number, and how many of them it has put on this host; and what tells one run of
+/// its on a host from another.
+struct Launcher {
+    rank: &'static str,
+    size: &'static str,
+    here: &'static str,
+    run: &'static [&'static str],
+}
+
+const LAUNCHERS: [Launcher; 4] = [
+    Launcher {
+        rank: "RANK",
+        size: "WORLD_SIZE",
+        here: "LOCAL_WORLD_SIZE",
+        run: &["TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT"],
+    },
+    Launcher {
+        rank: "OMPI_COMM_WORLD_RANK",
+        size: "OMPI_COMM_WORLD_SIZE",
+        here: "OMPI_COMM_WORLD_LOCAL_SIZE",
+        run: &["PMIX_NAMESPACE"],
+    },
+    Launcher { rank: "PMI_RANK", size: "PMI_SIZE", here: "MPI_LOCALNRANKS", run: &[] },
+    Launcher { rank: "SLURM_PROCID", size: "SLURM_NTASKS", here: SLURM_TASKS, run: &["SLURM_JOB_ID", "SLURM_STEP_ID"] },
 ];
+
+/// Slurm's own, also where its tasks speak PMI: the tasks of each node, such as "2(x3),1".
+const SLURM_TASKS: &str = "SLURM_STEP_TASKS_PER_NODE";
 
 /// For the other ranks to hear of the end, when all has gone well.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
@@ -37,6 +59,8 @@ const REAP_TIMEOUT: Duration = Duration::from_secs(1);
 struct Place {
     rank: i32,
     num_ranks: i32,
+    /// How many of them run on this host, if the launcher says so.
+    here: Option<i32>,
     /// The variable that says how many.
     size_name: &'static str,
     rendezvous: String,
@@ -47,17 +71,20 @@ fn place(var: impl Fn(&str) -> Option<String>) -> Result<Option<Place>, Failure>
     let number = |name: &str, text: String| {
         text.parse::<i32>().map_err(|_| Failure::new(Exit::Usage, format!("{name} is {text:?}, wanted a number")))
     };
-    for (rank_name, size_name, run_names) in LAUNCHERS {
+    for Launcher { rank: rank_name, size: size_name, here, run } in LAUNCHERS {
         let (Some(rank), Some(size)) = (var(rank_name), var(size_name)) else { continue };
         let (rank, num_ranks) = (number(rank_name, rank)?, number(size_name, size)?);
         if rank < 0 || rank >= num_ranks {
             let message = format!("{rank_name} is {rank}, and {size_name} is {num_ranks}: wanted a rank below it");
             return Err(Failure::new(Exit::Usage, message));
         }
+        // Slurm's nodes may differ; the most is told.
+        let most = |text: String| text.split(',').filter_map(|part| part.split('(').next()?.parse().ok()).max();
+        let here = var(here).or_else(|| var(SLURM_TASKS)).and_then(most);
         // Where the launcher names no run, its own process does: it is the parent of all ranks of this host.
-        let run: Vec<String> = run_names.iter().filter_map(|name| var(name)).collect();
+        let run: Vec<String> = run.iter().filter_map(|name| var(name)).collect();
         let run = if run.is_empty() { format!("parent {}", parent_id()) } else { run.join(" ") };
-        return Ok(Some(Place { rank, num_ranks, size_name, rendezvous: format!("{rank_name} {run}") }));
+        return Ok(Some(Place { rank, num_ranks, here, size_name, rendezvous: format!("{rank_name} {run}") }));
     }
     Ok(None)
 }
@@ -93,7 +120,7 @@ pub fn follow_started(path: &Path, rank: i32, options: &LoadOptions) -> Result<(
 }
 
 fn placed(plan: &Plan, place: Place, options: &engine::Options) -> Result<engine::Options, Failure> {
-    let Place { rank, num_ranks, size_name, rendezvous } = place;
+    let Place { rank, num_ranks, here, size_name, rendezvous } = place;
     if num_ranks != plan.num_ranks() {
         let message = format!(
             "the plan is for {} ranks, but {size_name} says {num_ranks}: start as many, or build the plan for them",
@@ -101,8 +128,16 @@ fn placed(plan: &Plan, place: Place, options: &engine::Options) -> Result<engine
         );
         return Err(Failure::new(Exit::Usage, message));
     }
+    let ranks_here = here.unwrap_or(num_ranks).min(num_ranks);
+    if rank == 0 {
+        let way = match ranks_here == num_ranks {
+            true => "on this host, over shared memory".into(),
+            false => format!("on several hosts, {ranks_here} of them on this one, over MPI"),
+        };
+        say(format!("{num_ranks} ranks {way}"));
+    }
     let rendezvous = Some(options.rendezvous.clone().unwrap_or(rendezvous));
-    Ok(engine::Options { rank, rendezvous, ..options.clone() })
+    Ok(engine::Options { rank, rendezvous, ranks_here, ..options.clone() })
 }
 
 /// The options of rank 0's engine. Unless a launcher has started the other ranks, this does.
@@ -225,7 +260,17 @@ mod tests {
         let open_mpi = [("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "8"), ("PMIX_NAMESPACE", "n1")];
         assert_eq!(of(&open_mpi).unwrap().unwrap().num_ranks, 8);
         let mpich = of(&[("PMI_RANK", "1"), ("PMI_SIZE", "2")]).unwrap().unwrap();
-        assert_eq!(mpich.rendezvous, format!("PMI_RANK parent {}", parent_id()));
+        assert_eq!((mpich.rendezvous, mpich.here), (format!("PMI_RANK parent {}", parent_id()), None));
+    }
+
+    #[test]
+    fn launchers_say_how_many_ranks_are_here() {
+        let here = |pairs: &[(&str, &str)]| of(pairs).unwrap().unwrap().here;
+        assert_eq!(here(&[("RANK", "1"), ("WORLD_SIZE", "8"), ("LOCAL_WORLD_SIZE", "4")]), Some(4));
+        assert_eq!(here(&[("PMI_RANK", "1"), ("PMI_SIZE", "4"), ("MPI_LOCALNRANKS", "2")]), Some(2));
+        assert_eq!(here(&[("PMI_RANK", "1"), ("PMI_SIZE", "4"), ("SLURM_STEP_TASKS_PER_NODE", "1,3")]), Some(3));
+        let slurm = [("SLURM_PROCID", "3"), ("SLURM_NTASKS", "7"), ("SLURM_STEP_TASKS_PER_NODE", "2(x3),1")];
+        assert_eq!(here(&slurm), Some(2));
     }
 
     #[test]
