@@ -35,8 +35,8 @@ class LLM:
     """A loaded plan.
 
     `options` are the engine's, named as on the command line with underscores: threads, kv_bytes, num_pages,
-    token_budget, max_seqs, max_queue, no_prefix_cache, max_draft, target, verify. RuntimeFailure if the plan cannot be
-    loaded. Close it, or use it as a context manager. One thread at a time may call it.
+    token_budget, max_seqs, max_queue, no_prefix_cache, max_draft, target, verify. RuntimeFailure if the plan
+    cannot be loaded. Close it, or use it as a context manager. One thread at a time may call it.
     """
 
     def __init__(self, plan: str | os.PathLike[str], **options: str | int | bool) -> None:
