@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import golden
 import pytest
 
 from tscompile.ir import Graph, Sym, Value
 from tscompile.mesh import Mesh
 from tscompile.passes import propagate, reshard
-from tscompile.placement import parse_placement
+from tscompile.placement import Partial, Replicate, Shard, parse_placement
 
 
 def test_golden(request: pytest.FixtureRequest) -> None:
@@ -57,3 +59,15 @@ def moves(here: str, wanted: str) -> list[str]:
 )
 def test_one_dim_over_several_axes(here: str, wanted: str, expected: list[str]) -> None:
     assert moves(here, wanted) == expected
+
+
+def test_every_placement_leads_to_every_other() -> None:
+    """Over three axes, dims shared by several among them."""
+    build = golden.build_of(Graph("g", Mesh((("dp", 2), ("ep", 2), ("tp", 2)))))
+    wanted = [Replicate(), Shard(0), Shard(1)]
+    for here in itertools.product([*wanted, Partial()], repeat=3):
+        for there in itertools.product(wanted, repeat=3):
+            resharder = reshard._Resharder(build)
+            value = Value("x", (8, 8), "f32", False, here)
+            assert resharder.bring(value, there, None).placement == there
+            assert len(resharder.ops) <= 6

@@ -35,6 +35,12 @@ def _blockers(index: int, here: Placements, wanted: Placements) -> list[int]:
     return found
 
 
+def _waits(index: int, here: Placements, wanted: Placements) -> bool:
+    """Whether an earlier axis is still to take the dim that the index-th takes."""
+    earlier = zip(here[:index], wanted[:index], strict=True)
+    return isinstance(wanted[index], Shard) and any(p != to == wanted[index] for p, to in earlier)
+
+
 class _Resharder:
     def __init__(self, build: Build) -> None:
         self.axes = build.mesh.axes
@@ -59,7 +65,7 @@ class _Resharder:
         while value.placement != wanted:
             here = value.placement
             blockers = {i: _blockers(i, here, wanted) for i, to in enumerate(wanted) if here[i] != to}
-            free = [i for i, blocking in blockers.items() if not blocking]
+            free = [i for i, blocking in blockers.items() if not blocking and not _waits(i, here, wanted)]
             if free:
                 index = min(free, key=lambda i: str(wanted[i]) != "R")
                 to = wanted[index]
