@@ -80,10 +80,10 @@ pub struct EngineArgs {
     /// Compute every prompt from its first token
     #[arg(long, help_heading = ENGINE)]
     no_prefix_cache: bool,
-    /// Tokens of a sequence that a step may guess from its own text and verify: the output is the same, sooner; 0: none
-    /// [default: 8; of `bench`: 0]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..=16), help_heading = ENGINE)]
-    pub max_draft: Option<i32>,
+    /// Tokens of a sequence that a step may guess from its own text and verify: the output is the same, sooner where it
+    /// repeats itself; 0: none
+    #[arg(long, value_name = "N", default_value = "0", value_parser = clap::value_parser!(i32).range(0..=16), help_heading = ENGINE)]
+    max_draft: i32,
     /// Run this target of the plan [default: the best that this machine can run]
     #[arg(long, value_name = "TARGET", help_heading = ENGINE)]
     target: Option<String>,
@@ -135,7 +135,7 @@ impl EngineArgs {
                 max_seqs: self.max_seqs.unwrap_or(0),
                 max_queue: self.max_queue.unwrap_or(0),
                 prefix_cache: !self.no_prefix_cache,
-                max_draft: self.max_draft.unwrap_or(8),
+                max_draft: self.max_draft,
                 target: self.target.clone(),
                 rank: 0,
                 rank_timeout_ms: i32::try_from(self.rank_timeout.as_millis()).unwrap_or(i32::MAX).max(1),

@@ -33,8 +33,6 @@ pub fn bench(arguments: &BenchArgs, started: Instant) -> Result<(), Failure> {
     // A prompt that is found in the cache measures nothing.
     let mut options = arguments.engine.options();
     options.engine.prefix_cache = false;
-    // What comes of random prompts often repeats itself, as no real text does.
-    options.engine.max_draft = arguments.engine.max_draft.unwrap_or(0);
     let model = Model::load(arguments.plan(), &options)?;
     let start = started.elapsed();
     check(&model, arguments, &options)?;
