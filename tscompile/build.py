@@ -34,6 +34,7 @@ class Options:
     tp: int = 1
     ep: int = 1
     dp: int = 1
+    pp: int = 1
     tokens: int = 0  # of the step that placements are chosen for; 0: max_tokens
     max_context: int = 0  # 0: what config.json says
     page_size: int = 64
@@ -43,7 +44,7 @@ class Options:
     @property
     def mesh(self) -> Mesh:
         """The axes asked for; tp alone, if none."""
-        asked = (("dp", self.dp), ("ep", self.ep), ("tp", self.tp))
+        asked = (("pp", self.pp), ("dp", self.dp), ("ep", self.ep), ("tp", self.tp))
         return Mesh(tuple((axis, size) for axis, size in asked if size > 1) or (("tp", 1),))
 
 
@@ -110,8 +111,8 @@ class Build:
     text: dict[str, bytes] = field(
         default_factory=dict
     )  # text: entry name ("tsp/text/tokenizer", ...) -> bytes
-    # propagate, of several ranks: why each op lies as it does, the plan's "tsp/placements"
-    placed: dict[str, Any] = field(default_factory=lambda: {"ops": []})
+    # stages and propagate, of several ranks: why each op lies as it does, the plan's "tsp/placements"
+    placed: dict[str, Any] = field(default_factory=lambda: {"ops": [], "stages": []})
     verified: dict[str, Any] = field(
         default_factory=lambda: {"verified": False}
     )  # check, with --verify: the plan's "tsp/verify"

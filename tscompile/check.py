@@ -35,6 +35,8 @@ def verify_build(build: Build) -> tuple[dict[str, Any], float]:
         wanted = expected.run(batch)[0][0]  # [L, vocab_size]
         scale = float(wanted.abs().max()) or 1.0
         for rank, outputs in enumerate(found.run(batch)):
+            if not outputs:  # of a later stage
+                continue
             # a vocabulary that was padded for the ranks is wider
             differs = float((outputs[0][:, : wanted.shape[1]] - wanted).abs().max()) / scale
             if not differs <= float(tolerance):

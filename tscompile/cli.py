@@ -163,6 +163,7 @@ def _mesh_options(build: argparse.ArgumentParser) -> None:
         ("tp", "tensor-parallel ranks"),
         ("ep", "expert-parallel ranks"),
         ("dp", "ranks that share sequences out"),
+        ("pp", "pipeline stages"),
     ):
         build.add_argument(f"--{axis}", type=_count, default=1, metavar="N", help=f"{ranks}; default: 1")
     build.add_argument(
@@ -241,6 +242,7 @@ def _options(arguments: argparse.Namespace, find_for: Callable[[Path], Path]) ->
         tp=arguments.tp,
         ep=arguments.ep,
         dp=arguments.dp,
+        pp=arguments.pp,
         tokens=arguments.tokens,
         max_context=arguments.max_context,
         page_size=arguments.page_size,

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from tscompile.errors import InternalError
-from tscompile.ir import Graph, Group, Op, Sym, Value
+from tscompile.ir import Graph, Group, Op, Sym, Value, stage_of
 from tscompile.mesh import Mesh, token_starts
 from tscompile.ops import lookup
 from tscompile.ops.attention import KVCache
-from tscompile.ops.base import RankContext
+from tscompile.ops.base import Across, RankContext
 from tscompile.ops.elementwise import TORCH_DTYPES
 from tscompile.recipe import axes_of
 from tscompile.weights import Read, evaluate
@@ -53,17 +53,20 @@ class Interpreter:
             coords = self.mesh.coords(rank)
             values: dict[int, Any] = {}
             for weight in graph.weights:
+                if not self._has(weight, rank):
+                    continue
                 # ranks share what they hold alike
                 key = (id(weight), *(coords[axis] for axis in sorted(axes_of(weight.recipe))))
                 if key not in shards:
                     shards[key] = evaluate(weight, read, self.mesh, coords)
                 values[id(weight)] = shards[key]
             for state in graph.states:
-                values[id(state)] = KVCache.empty(state, num_slots)
+                if self._has(state, rank):
+                    values[id(state)] = KVCache.empty(state, num_slots)
             self.fixed.append(values)
 
     def run(self, batch: Batch) -> list[list[Tensor]]:
-        """One step. The graph's outputs, a list a rank."""
+        """One step. The graph's outputs, a list a rank; where there are stages, empty but on the first's."""
         arrays = vars(batch)
         ranks = [dict(values) for values in self.fixed]
         for values in ranks:
@@ -72,25 +75,46 @@ class Interpreter:
         for op in self.graph.ops:
             for inner in op.body if isinstance(op, Group) else [op]:
                 self._run_op(inner, ranks)
-        return [[values[id(v)] for v in self.graph.outputs] for values in ranks]
+        return [
+            [self._read(v, rank, ranks) for v in self.graph.outputs if self._has(v, rank)]
+            for rank in range(len(ranks))
+        ]
+
+    def _has(self, value: Value, rank: int) -> bool:
+        """Whether `rank` has anything of `value`: its stage's ranks have, or all."""
+        stage = stage_of(value)
+        index = self.mesh.stage_axis
+        return stage is None or index < 0 or self.mesh.coords(rank)[self.mesh.names[index]] == stage
+
+    def _read(self, value: Value, rank: int, ranks: list[dict[int, Any]]) -> Any:
+        if id(value) not in ranks[rank]:
+            raise InternalError(f"rank {rank} of {self.mesh} reads {value!r}, which it does not have")
+        return ranks[rank][id(value)]
 
     def _run_op(self, op: Op, ranks: list[dict[int, Any]]) -> None:
         definition = lookup(op.kind)
         if definition.across:
-            axis = str(op.attrs["axis"])
-            starts = self.starts[axis] if axis in over_of(op.outputs[0]) else None
-            for rank in range(len(ranks)):
-                group = self.mesh.group(rank, axis)
-                if group[0] == rank:
-                    given = definition.across([ranks[r][id(op.inputs[0])] for r in group], op.attrs, starts)
-                    for r, tensor in zip(group, given, strict=True):
-                        self._set(ranks[r], op.outputs, [tensor])
+            self._run_across(definition.across, op, ranks)
             return
         assert definition.reference is not None, op.kind
         for rank, values in enumerate(ranks):
-            context = RankContext(self.mesh, rank, self._tokens(op, rank))
-            given = definition.reference(context, [values[id(v)] for v in op.inputs], op.attrs)
-            self._set(values, op.outputs, given)
+            if self._has(op.outputs[0], rank):
+                context = RankContext(self.mesh, rank, self._tokens(op, rank))
+                inputs = [self._read(v, rank, ranks) for v in op.inputs]
+                self._set(values, op.outputs, definition.reference(context, inputs, op.attrs))
+
+    def _run_across(self, across: Across, op: Op, ranks: list[dict[int, Any]]) -> None:
+        """Every group of the op's axis that has what it takes or gives."""
+        axis, (x,), (out,) = str(op.attrs["axis"]), op.inputs, op.outputs
+        starts = self.starts[axis] if axis in over_of(out) else None
+        for rank in range(len(ranks)):
+            group = self.mesh.group(rank, axis)
+            if group[0] != rank or not any(self._has(x, r) for r in group):
+                continue
+            terms = [self._read(x, r, ranks) if self._has(x, r) else None for r in group]
+            for r, tensor in zip(group, across(terms, op.attrs, starts), strict=True):
+                if tensor is not None and self._has(out, r):
+                    self._set(ranks[r], op.outputs, [tensor])
 
     def _starts(self, axis: str, size: int, batch: Batch) -> list[int]:
         """Who has which tokens. The cache's slots are dealt to the ranks in equal parts, in order; here each

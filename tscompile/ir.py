@@ -22,7 +22,7 @@ from typing import TypeAlias, cast
 
 from tscompile.errors import CompileError, Source
 from tscompile.mesh import Mesh
-from tscompile.placement import Placements, Replicate
+from tscompile.placement import Placements, Replicate, Stage
 from tscompile.recipe import Recipe
 
 DTYPES = {"f32": 4, "bf16": 2, "f16": 2, "i32": 4}  # bytes an element
@@ -236,3 +236,14 @@ def unique(values: Sequence[Value]) -> list[Value]:
 
 def replicated(mesh: Mesh) -> Placements:
     return (Replicate(),) * len(mesh.axes)
+
+
+def wanted_of_outputs(mesh: Mesh) -> Placements:
+    """Where a model's outputs must lie: whole, on the first stage, whose first rank samples."""
+    stages = mesh.stage_axis
+    return tuple(Stage(0) if index == stages else Replicate() for index in range(len(mesh.axes)))
+
+
+def stage_of(value: Value) -> int | None:
+    """The pipeline stage whose ranks alone have `value`; None if all have it."""
+    return next((p.index for p in value.placement if isinstance(p, Stage)), None)

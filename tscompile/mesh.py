@@ -8,18 +8,24 @@ from dataclasses import dataclass
 
 from tscompile.errors import InternalError
 
-# What an axis is for. Every axis may share out weights, heads and experts by the ops' rules; what differs is
-# who owns a step's tokens where they are shared out over it.
+# What an axis is for. Every axis but pp may share out weights, heads and experts by the ops' rules; what
+# differs is who owns a step's tokens where they are shared out over it.
 AXES = {
     "tp": "tensor parallel: tokens in equal parts",
     "ep": "expert parallel: tokens in equal parts",
     "dp": "attention data parallel: tokens, and the KV cache, by sequence",
+    "pp": "pipeline parallel: ops, with their weights and caches, in consecutive stages",
 }
 
 
 def by_sequence(axis: str) -> bool:
     """Whether tokens that are sharded over `axis` lie with their sequence."""
     return axis == "dp"
+
+
+def by_stage(axis: str) -> bool:
+    """Whether each op runs on one rank of `axis` alone."""
+    return axis == "pp"
 
 
 def token_starts(
@@ -53,6 +59,11 @@ class Mesh:
     def num_owners(self) -> int:
         """Ranks that share sequences out between them, along the axis that does."""
         return math.prod(size for name, size in self.axes if by_sequence(name))
+
+    @property
+    def stage_axis(self) -> int:
+        """The index of the axis of stages; -1 if there is none of more than one."""
+        return next((i for i, (name, size) in enumerate(self.axes) if by_stage(name) and size > 1), -1)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tscompile.config import Config
 from tscompile.errors import CompileError
-from tscompile.mesh import AXES
+from tscompile.mesh import AXES, by_stage
 from tscompile.placement import Partial, Placement, Replicate, Shard
 
 __all__ = [
@@ -171,6 +171,11 @@ def placements(
         for axis, placement in said.items():
             if axis not in AXES:
                 raise CompileError(f"placements: {axis!r} is no mesh axis; known are {', '.join(AXES)}")
+            if by_stage(axis):
+                raise CompileError(
+                    f"placements: {axis} is an axis of stages, and which stage runs a module is the "
+                    "compiler's to choose: leave it out"
+                )
             if not isinstance(placement, (Replicate, Shard, Partial)):
                 raise CompileError(
                     f"placements: {axis} is {placement!r}, wanted Replicate(), Shard(dim) or Partial()"

@@ -43,19 +43,33 @@ class Owned:
         return "O"
 
 
-Placement: TypeAlias = Replicate | Shard | Partial | Owned
+@dataclass(frozen=True)
+class Stage:
+    """On an axis of pipeline stages: rank `index` of it has the value, whole; the others have nothing."""
+
+    index: int
+
+    def __str__(self) -> str:
+        return f"stage({self.index})"
+
+
+Placement: TypeAlias = Replicate | Shard | Partial | Owned | Stage
 Placements: TypeAlias = tuple[Placement, ...]  # one an axis of the mesh, in the mesh's order
 
-_TEXT = re.compile(r"R|O|S\((\d+)\)|P\((sum|max)\)")
+_TEXT = re.compile(r"R|O|S\((\d+)\)|P\((sum|max)\)|stage\((\d+)\)")
 
 
 def parse_placement(text: str) -> Placement:
-    """The inverse of str(). ValueError if `text` is none of R, S(dim), P(sum), P(max), O."""
+    """The inverse of str(). ValueError if `text` is none of R, S(dim), P(sum), P(max), O,
+    stage(index)."""
     match = _TEXT.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is not a placement; known are R, S(dim), P(sum), P(max), O")
+        known = "R, S(dim), P(sum), P(max), O, stage(index)"
+        raise ValueError(f"{text!r} is not a placement; known are {known}")
     if match[1] is not None:
         return Shard(int(match[1]))
     if match[2] is not None:
         return Partial(match[2])
+    if match[3] is not None:
+        return Stage(int(match[3]))
     return Owned() if text == "O" else Replicate()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tscompile.ir import DTYPES, Op, Sym, Value, Weight
 from tscompile.ops import lookup
 from tscompile.ops.base import elements, num_bytes
-from tscompile.placement import Partial, Placement, Replicate, Shard
+from tscompile.placement import Partial, Placement, Replicate, Shard, Stage
 from tscompile.topology import Topology, topology_of
 
 # A weight's byte costs this much of its reading merely by being there: of two placements that read it alike
@@ -72,6 +72,10 @@ class Prices:
             return 0.0
         return self.collective(collective, self.bytes_of(value) // parts, ranks)[0]
 
+    def send(self, value: Value, num_ranks: int) -> float:
+        """From one stage to the next, in a mesh of `num_ranks`: stages are farthest apart."""
+        return self.collective("send", self.bytes_of(value), num_ranks)[0]
+
     def collective(self, kind: str, num_bytes: float, ranks: int) -> tuple[float, str]:
         """(seconds, the algorithm) over a value of `num_bytes`, launch included."""
         seconds, algorithm = self.topology.link(ranks).best(kind, num_bytes, ranks)
@@ -93,4 +97,6 @@ def collective_of(source: Placement, target: Placement) -> str:  # noqa: PLR0911
             return "reduce_scatter"
         case Shard(), Shard():
             return "all_to_all"
+        case Stage(), Stage():
+            return "send"
     return ""

@@ -9,6 +9,7 @@ from typing import Any
 
 from tscompile.inspect import alike, of_any_layer
 from tscompile.ir import Graph, Op, Value, Weight
+from tscompile.mesh import by_stage
 from tscompile.placement import Partial, Placement, Replicate
 from tscompile.price import Prices
 from tscompile.search import Search, settled
@@ -21,7 +22,7 @@ def reasons(graph: Graph, prices: Prices) -> list[dict[str, Any]]:
     allows, `us_more` than that if all else stays as it is, or None where no collective leads there."""
     rows = []
     for index, (axis, ranks) in enumerate(graph.mesh.axes):
-        if ranks > 1:
+        if ranks > 1 and not by_stage(axis):
             around = _Around(graph, index, Search(graph, axis, ranks, prices, settled(graph, index)))
             rows += [around.reason(op) for op in graph.ops if op.kind != "boundary"]
     return alike(rows)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tscompile.errors import CompileError, InternalError
 from tscompile.ir import Op, Shape, Sym, Value, Weight
-from tscompile.mesh import by_sequence
+from tscompile.mesh import by_sequence, by_stage
 from tscompile.ops import Rule, lookup
 from tscompile.ops.base import text_of
 from tscompile.placement import Owned, Partial, Placement, Replicate, Shard, parse_placement
@@ -90,7 +90,12 @@ def factor_sizes(op: Op, rule: Rule, factor: str) -> list[int]:
 def chosen(op: Op, axis: str, index: int, ranks: int) -> Strategy:
     """The strategy that the placements of the op's outputs and weights say, `index` being the axis's place in
     the mesh. Where two give the same (a sum through either factor of a product), the one that needs fewer of
-    its inputs moved."""
+    its inputs moved. Over stages: an op takes and gives all on its own, but what every rank has."""
+    if by_stage(axis) and ranks > 1:
+        stage = op.outputs[0].placement[index]
+        found = (v.placement[index] for v in op.inputs)
+        takes = tuple(p if p == Replicate() else stage for p in found)
+        return Strategy("", takes, (stage,) * len(op.outputs))
     here = tuple(v.placement[index] for v in (*op.inputs, *op.outputs))
     key = (signature(op), axis, ranks, here)
     if key not in _chosen:

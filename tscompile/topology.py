@@ -10,7 +10,7 @@ bytes as it is before it is cut up, and B bytes/s each way:
     nvls        base + S/B                              base + (n-1)/n S/B         the switch adds and copies
     direct      base + 2 hop + 2 S/B                    base + hop + S/B           shared memory
 
-all_to_all: base + hop + (n-1)/n S/n/B, over whichever algorithm's links are quickest.
+all_to_all: base + hop + (n-1)/n S/n/B, send: base + hop + S/B, over whichever algorithm's links are quickest.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Algorithm:
     def seconds(self, collective: str, num_bytes: float, ranks: int, bytes_per_s: float) -> float:
         """Infinite for what the algorithm does not do."""
         whole, part = num_bytes / bytes_per_s, (ranks - 1) / ranks * num_bytes / bytes_per_s
-        if collective == "all_to_all":
-            return self.base_s + self.hop_s + part / ranks
+        if collective in ("all_to_all", "send"):
+            return self.base_s + self.hop_s + (whole if collective == "send" else part / ranks)
         times = 2 if collective == "all_reduce" else 1
         match self.name:
             case "ring":

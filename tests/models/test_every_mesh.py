@@ -18,7 +18,7 @@ from tscompile import pipeline
 from tscompile.build import Build
 from tscompile.errors import CompileError
 from tscompile.interpret import Interpreter, Sequences
-from tscompile.ir import Sym
+from tscompile.ir import Sym, stage_of
 from tscompile.mesh import Mesh
 from tscompile.passes import propagate
 from tscompile.placement import Owned
@@ -61,7 +61,13 @@ def named(mesh: dict[str, int]) -> str:
     return " ".join(f"{axis}={size}" for axis, size in mesh.items())
 
 
-MESHES = {named(mesh): mesh for ranks in range(2, 9) for mesh in meshes(ranks)}
+# Stages, alone and over every other axis
+STAGED = [
+    *({"pp": pp} for pp in (2, 3, 4, 6)),
+    *({"pp": pp, axis: n} for axis in ("dp", "ep", "tp") for pp, n in ((2, 2), (4, 2), (2, 3), (2, 4))),
+    *({"pp": 2, **dict.fromkeys(axes, 2)} for axes in (("dp", "ep"), ("dp", "tp"), ("ep", "tp"))),
+]
+MESHES = {named(mesh): mesh for mesh in [*(m for ranks in range(2, 9) for m in meshes(ranks)), *STAGED]}
 
 
 def placed(build: Build, mesh: dict[str, int]) -> Build:
@@ -134,21 +140,26 @@ def test_every_family_on_every_mesh(
         batch = sequences.batch(step)
         ((wanted,),), found = one.run(batch), many.run(batch)
         assert len(found) == math.prod(sizes.values())
-        for (logits,) in found:  # the vocabulary may be padded
-            differs = (logits[:, : wanted.shape[1]] - wanted).abs().max() / wanted.abs().max()
-            wrong = max(wrong, float(differs))
+        for rank, outputs in enumerate(found):
+            assert len(outputs) == (program.mesh.coords(rank).get("pp", 0) == 0)  # of the first stage's ranks
+            for logits in outputs:  # the vocabulary may be padded
+                differs = (logits[:, : wanted.shape[1]] - wanted).abs().max() / wanted.abs().max()
+                wrong = max(wrong, float(differs))
     assert wrong < 1e-5
     _is_shared_out(program, sizes)
 
 
 def _is_shared_out(program: Build, sizes: dict[str, int]) -> None:
     """The ranks do different things: over every axis whose ranks divide anything weights are cut or tokens
-    sharded, and caches lie with their sequences."""
+    sharded, caches lie with their sequences, and every stage computes something with weights of its own."""
     cut = {axis for weight in program.graph.weights for axis in axes_of(weight.recipe)}
     dims = {dim for value in program.graph.values() for dim in value.shape if isinstance(dim, Sym)}
     over = {axis for dim in dims for axis in dim.over}
-    assert over
-    assert {axis for axis, ranks in sizes.items() if ranks not in (5, 7)} <= cut | over
+    assert over or set(sizes) == {"pp"}
+    assert {axis for axis, ranks in sizes.items() if axis != "pp" and ranks not in (5, 7)} <= cut | over
+    stages = set(range(sizes.get("pp", 0)))
+    assert {stage_of(value) for op in program.graph.ops for value in op.outputs} - {None} == stages
+    assert {stage_of(weight) for weight in program.graph.weights} <= (stages or {None})
     if "dp" in sizes:
         index = program.mesh.names.index("dp")
         assert {state.placement[index] for state in program.graph.states} == {Owned()}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from tscompile.errors import Source
 from tscompile.ir import BATCH_ARRAYS, Attr, Graph, Op, Sym, Value, Weight
-from tscompile.mesh import Mesh
+from tscompile.mesh import Mesh, by_stage
 from tscompile.ops import lookup
 from tscompile.recipe import Arange, Checkpoint
 
@@ -17,14 +17,15 @@ PAGE_SIZE, VOCAB = 2, 20
 SIZES = (4, 6, 8, 8, 12, 12, 16, 24, 5, 7, 10)  # of features: those that ranks divide, and odd ones
 UNARY = ("neg", "silu", "sigmoid", "relu", "gelu_tanh", "scale", "shift")
 TOKENS = Sym("T")
-AXES = ("tp", "ep", "dp")
+AXES = ("tp", "ep", "dp", "pp")
 
 
 def random_mesh(rng: random.Random) -> Mesh:
     """One axis, two, or now and then three, of up to 8 ranks."""
     while True:
         names = rng.sample(AXES, rng.choice([1, 1, 1, 2, 2, 3]))
-        axes = tuple((name, rng.choice([2, 2, 2, 3, 4, 4, 5, 6, 7, 8])) for name in names)
+        sizes = {"pp": [2, 2, 3]}  # few modules have more places to cut
+        axes = tuple((name, rng.choice(sizes.get(name, [2, 2, 2, 3, 4, 4, 5, 6, 7, 8]))) for name in names)
         if math.prod(size for _, size in axes) <= 8:
             return Mesh(axes)
 
@@ -115,7 +116,7 @@ class RandomModel:
     def boundary(self, x: Value) -> Value:
         """Each axis says something, or nothing; most say what an author would."""
         said = []
-        for axis, _ in self.graph.mesh.axes:
+        for axis in [name for name in self.graph.mesh.names if not by_stage(name)]:
             some = ["R", "R", "S(1)", "S(0)" if self.rng.random() < 0.1 else "R", "P(sum)"]
             if self.rng.random() < 0.8:
                 said.append(f"{axis}:{self.rng.choices(some, [6, 6, 5, 1, 1])[0]}")

@@ -25,6 +25,7 @@ def test_golden(request: pytest.FixtureRequest) -> None:
         ("S(1)", "R", "all_gather"),
         ("R", "S(1)", "slice"),
         ("S(1)", "S(2)", "all_to_all"),
+        ("stage(0)", "stage(1)", "send"),
     ],
 )
 def test_every_pair(source: str, target: str, kind: str) -> None:

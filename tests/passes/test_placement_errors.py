@@ -98,10 +98,15 @@ def test_the_axis_that_is_wrong_is_named() -> None:
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"tpp": Replicate()}, "placements: 'tpp' is no mesh axis; known are tp, ep, dp"),
+        ({"tpp": Replicate()}, "placements: 'tpp' is no mesh axis; known are tp, ep, dp, pp"),
         ({"tp": "S(0)"}, "placements: tp is 'S(0)', wanted Replicate(), Shard(dim) or Partial()"),
         ({"tp": Shard(-1)}, "placements: tp is S(-1), wanted a dim counted from 0"),
         ({"tp": Owned()}, "placements: tp is Owned(), wanted Replicate(), Shard(dim) or Partial()"),
+        (
+            {"pp": Shard(0)},
+            "placements: pp is an axis of stages, and which stage runs a module is the compiler's to choose: "
+            "leave it out",
+        ),
     ],
 )
 def test_what_is_no_placement(said: dict[str, object], message: str) -> None:

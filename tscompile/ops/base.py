@@ -6,14 +6,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tscompile.ir import DTYPES, Attr, Dim, Op, Shape, Sym, Value, Weight
 from tscompile.mesh import Mesh
 from tscompile.recipe import Recipe
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Attrs = Mapping[str, Attr]
 Sizes = Mapping[str, int]  # symbolic dims' sizes, for costs
@@ -89,7 +86,7 @@ class RankContext:
 Infer = Callable[[Sequence[Value], Attrs], list[Type]]
 Factors = Callable[[Sequence[Value], Sequence[Value], Attrs], Rule]
 Reference = Callable[[RankContext, "list[Any]", Attrs], "list[Any]"]
-Across = Callable[["list[Tensor]", Attrs, "list[int] | None"], "list[Tensor]"]
+Across = Callable[["list[Any]", Attrs, "list[int] | None"], "list[Any]"]
 Flops = Callable[[Sequence[Value], Sequence[Value], Attrs, Sizes], int]
 Localize = Callable[[Attrs, Sequence[Value], Mapping[str, str]], dict[str, Attr]]
 
@@ -113,7 +110,8 @@ class OpDef:
 
     attrs: name -> type; all must be there. infer: shape and dtype rule. factors: placement rule. reference:
     one rank's torch arithmetic, f32 unless an output is cast. across: for collectives, the tensors of one
-    axis's ranks in order (and where their parts of what is given begin, if they are not equal) -> theirs.
+    axis's ranks in order (and where their parts of what is given begin, if they are not equal) -> theirs; of
+    a rank of another stage, None.
     elementwise: each output element depends on the same element of each input (equal shapes, or a suffix that
     is broadcast). coordinate: the attr that names the mesh axis on which the op depends on its rank's
     coordinate, or "" where it does not. flops and bytes: for sizes of the symbolic dims. localize: attrs of

@@ -68,6 +68,7 @@ register(
 )
 
 
+Tensors = list[Tensor]
 Starts = list[int] | None  # where each rank's part of what is given begins, and the end; None: equal parts
 
 
@@ -95,6 +96,12 @@ def _reduce_scatter(tensors: list[Tensor], attrs: Attrs, starts: Starts) -> list
 def _all_to_all(tensors: list[Tensor], attrs: Attrs, starts: Starts) -> list[Tensor]:
     whole = torch.cat(tensors, dim=integer(attrs, "source"))
     return _slice([whole] * len(tensors), attrs, starts)
+
+
+def _send(tensors: list[Tensor | None], attrs: Attrs, starts: Starts) -> list[Tensor | None]:
+    given: list[Tensor | None] = [None] * len(tensors)
+    given[integer(attrs, "dst")] = tensors[integer(attrs, "src")]
+    return given
 
 
 def _resized(*, grow: str = "", shrink: str = "") -> Infer:
@@ -128,7 +135,8 @@ def _collective(name: str, infer: Infer, across: Across, attrs: dict[str, type])
 
 
 # axis: the mesh axis. dim: what is gathered, or split over the ranks; source: what was split. ranks: how
-# many, 1 while shapes are global. slice moves nothing: a rank keeps its part.
+# many, 1 while shapes are global. slice moves nothing: a rank keeps its part. send: from the rank at
+# coordinate src to the one at dst; the others of the axis have nothing, before and after.
 _collective("all_reduce", _same, _all_reduce, {"op": str})
 _collective("all_gather", _resized(grow="dim"), _all_gather, {"dim": int, "ranks": int})
 _collective("reduce_scatter", _resized(shrink="dim"), _reduce_scatter, {"op": str, "dim": int, "ranks": int})
@@ -139,3 +147,4 @@ _collective(
     {"source": int, "dim": int, "ranks": int},
 )
 _collective("slice", _resized(shrink="dim"), _slice, {"dim": int, "ranks": int})
+_collective("send", _same, _send, {"src": int, "dst": int})

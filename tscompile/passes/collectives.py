@@ -1,7 +1,7 @@
 """collectives: each redistribute becomes what realises it cheapest.
 
-Takes a graph with redistributes; gives one with all_reduce, all_gather, reduce_scatter, all_to_all and slice
-in their place, still in global shapes (ranks=1 in their attrs: localize says how many).
+Takes a graph with redistributes; gives one with all_reduce, all_gather, reduce_scatter, all_to_all, send and
+slice in their place, still in global shapes (ranks=1 in their attrs: localize says how many).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from tscompile.build import Build
 from tscompile.errors import InternalError
 from tscompile.ir import Attr, Op
-from tscompile.placement import Partial, Shard, parse_placement
+from tscompile.placement import Partial, Shard, Stage, parse_placement
 from tscompile.price import collective_of
 
 
@@ -26,6 +26,8 @@ def _realise(op: Op) -> tuple[str, dict[str, Attr]]:
     if kind in ("", "nothing"):
         raise InternalError(f"no collective leads from {source} to {target}, at {op.outputs[0]!r}")
     attrs: dict[str, Attr] = {"axis": op.attrs["axis"]}
+    if isinstance(source, Stage) and isinstance(target, Stage):
+        return kind, attrs | {"src": source.index, "dst": target.index}
     if isinstance(source, Partial):
         attrs["op"] = source.op
     if isinstance(source, Shard):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from tscompile.build import Build, Options
 from tscompile.ir import Graph, Weight, replicated
+from tscompile.mesh import by_stage
 from tscompile.placement import Placement
 from tscompile.price import Prices
 from tscompile.reasons import reasons
@@ -25,7 +26,7 @@ def run(build: Build) -> None:
     if build.mesh.num_ranks > 1:
         prices = prices_of(build.options)
         place(build, prices)
-        build.placed = {"tokens": dict(prices.sizes)["T"], "ops": reasons(build.graph, prices)}
+        build.placed |= {"tokens": dict(prices.sizes)["T"], "ops": reasons(build.graph, prices)}
     else:
         for value in build.graph.values():
             value.placement = replicated(build.mesh)
@@ -43,17 +44,17 @@ def place(build: Build, prices: Prices) -> float:
     """Sets every placement. The predicted seconds of a step, as the last axis was priced."""
     graph, cost = build.graph, 0.0
     for value in graph.values():
-        value.placement = replicated(graph.mesh)
+        value.placement = value.placement or replicated(graph.mesh)
     for index, (axis, ranks) in enumerate(graph.mesh.axes):
-        if ranks > 1:
+        if ranks > 1 and not by_stage(axis):
             search = Search(graph, axis, ranks, prices, settled(graph, index))
             found, cost = search.best(), search.cost
-            _assign(graph, index, found)
+            assign(graph, index, found)
             build.notes += _replicated_weights(graph, axis, ranks, found, prices)
     return cost
 
 
-def _assign(graph: Graph, index: int, found: Sequence[Strategy]) -> None:
+def assign(graph: Graph, index: int, found: Sequence[Strategy]) -> None:
     """Writes the strategies into values' placements. A weight wanted in two ways becomes two."""
     twins: dict[tuple[int, Placement], Weight] = {}
     seen: set[int] = set()
@@ -64,7 +65,8 @@ def _assign(graph: Graph, index: int, found: Sequence[Strategy]) -> None:
                 if (id(value), wanted) not in twins:
                     twin = value
                     if id(value) in seen:
-                        name = f"{value.name}.{graph.mesh.names[index]}-{len(twins)}"
+                        where = "".join(letter for letter in str(wanted) if letter.isalnum())
+                        name = f"{value.name}.{graph.mesh.names[index]}-{where}"
                         twin = Weight(
                             name, value.shape, value.dtype, False, value.placement, recipe=value.recipe
                         )

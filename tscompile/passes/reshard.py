@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from tscompile.build import Build
 from tscompile.errors import Source
-from tscompile.ir import Op, Value, replicated
-from tscompile.placement import Placement, Placements, Replicate, Shard
+from tscompile.ir import Op, Value, wanted_of_outputs
+from tscompile.placement import Partial, Placement, Placements, Replicate, Shard, Stage
 from tscompile.sharding import chosen
 
 
@@ -19,7 +19,8 @@ def run(build: Build) -> None:
     resharder = _Resharder(build)
     for op in build.graph.ops:
         resharder.add(op)
-    build.graph.outputs = [resharder.bring(v, replicated(build.mesh), None) for v in build.graph.outputs]
+    wanted = wanted_of_outputs(build.mesh)
+    build.graph.outputs = [resharder.bring(v, wanted, None) for v in build.graph.outputs]
     build.graph.ops = resharder.ops
 
 
@@ -41,6 +42,12 @@ def _waits(index: int, here: Placements, wanted: Placements) -> bool:
     return isinstance(wanted[index], Shard) and any(p != to == wanted[index] for p, to in earlier)
 
 
+def _turn(here: Placement, wanted: Placement) -> int:
+    if isinstance(here, Partial):
+        return 0 if wanted == Replicate() else 1
+    return 1 if isinstance(wanted, Stage) else 2 if wanted == Replicate() else 3
+
+
 class _Resharder:
     def __init__(self, build: Build) -> None:
         self.axes = build.mesh.axes
@@ -60,14 +67,15 @@ class _Resharder:
 
     def bring(self, value: Value, wanted: Placements, source: Source | None) -> Value:
         """`value` placed as `wanted`, axis by axis: what becomes whole first. Of axes that share one dim out
-        the later hold parts of the earlier ones' parts, so those are gathered first and cut last."""
+        the later hold parts of the earlier ones' parts, so those are gathered first and cut last. What is
+        sent to another stage has its terms summed before, and its parts gathered after."""
         value = self.stands_for.get(id(value), value)
         while value.placement != wanted:
             here = value.placement
             blockers = {i: _blockers(i, here, wanted) for i, to in enumerate(wanted) if here[i] != to}
             free = [i for i, blocking in blockers.items() if not blocking and not _waits(i, here, wanted)]
             if free:
-                index = min(free, key=lambda i: str(wanted[i]) != "R")
+                index = min(free, key=lambda i: _turn(here[i], wanted[i]))
                 to = wanted[index]
             else:
                 index, to = max(j for blocking in blockers.values() for j in blocking), Replicate()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tscompile.build import Build, TargetBuild
+from tscompile.errors import CompileError
 from tscompile.kernels.desc import KernelDesc
 from tscompile.kernels.groups import describe, layouts_of
 from tscompile.kernels.host import best_target
@@ -27,6 +28,8 @@ class Selected:
 
 
 def run(build: Build) -> None:
+    if build.mesh.stage_axis >= 0:
+        raise CompileError(f"{build.mesh}: tsruntime cannot run stages yet; build for pp=1")
     steps = steps_of(build.graph)
     layouts = layouts_of(steps)
     descriptions = {step.name: describe(step, layouts) for step in steps if step.group != COLLECTIVE}
