@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-#define TS_ENGINE_ABI 2
+#define TS_ENGINE_ABI 3
 
 typedef struct ts_plan ts_plan;
 typedef struct ts_engine ts_engine;
@@ -57,6 +57,7 @@ void ts_plan_close(ts_plan *plan); /* after every engine over it is closed; NULL
 
 typedef struct ts_engine_options {
   uint32_t size;        /* sizeof(ts_engine_options) */
+  uint32_t event_size;  /* sizeof(ts_event): how far apart the events lie that ts_engine_poll fills */
   int32_t num_threads;  /* 0: every core this process may use */
   int32_t num_pages;    /* KV pages (of each owner of sequences: dp); 0: from kv_bytes */
   int64_t kv_bytes;     /* bytes of KV cache when num_pages is 0; 0: enough for one full context or max_seqs x 2,048
@@ -128,6 +129,14 @@ typedef struct ts_request {
   int32_t num_stop_tokens;
   int32_t ignore_eos;   /* 1: the plan's end tokens do not end the output */
   int32_t num_logprobs; /* -1: none; K >= 0: the token's own, and the K most likely; at most vocab_size */
+  const char *
+      cache_salt; /* any bytes, a secret of the caller's tenant: only requests of the same salt find each other's pages */
+  int32_t num_cache_salt; /* bytes, at most 1,024; 0: the salt of all that have none */
+  int32_t
+      lease_ms; /* for so long after its last token its full pages are kept for the next turn of its session, at most 3,600,000;
+                   0: as long as there is room. Leases hold at most half of the pages, and end early, the next to end first,
+                   where a request could not run otherwise */
+  uint64_t session; /* whose next request takes over the lease; 0: none, and then no lease */
 } ts_request;
 
 /* Copies what it needs. On any answer but TS_OK no event will follow. */
@@ -148,6 +157,14 @@ typedef enum ts_finish {
   TS_FINISH_ERROR = 4 /* `message` says what */
 } ts_finish;
 
+/* Why the prefix cache held no more of a prompt, when it was admitted. */
+typedef enum ts_miss {
+  TS_MISS_NONE = 0,    /* it held all that need not be computed */
+  TS_MISS_NEW = 1,     /* nobody has computed this text, or not lately */
+  TS_MISS_EVICTED = 2, /* it was there and had to make room */
+  TS_MISS_OFF = 3      /* there is no prefix cache */
+} ts_miss;
+
 typedef struct ts_event {
   uint64_t id;
   int32_t kind;   /* ts_event_kind */
@@ -158,7 +175,12 @@ typedef struct ts_event {
   const int32_t *top_tokens; /* [num_top], most likely first; equal logits by lower id. Valid until the next poll */
   const float *top_logprobs; /* [num_top] */
   int32_t num_cached;  /* prompt tokens that came from the prefix cache; with TS_EVENT_FINISHED and the first token */
+  int32_t miss;        /* ts_miss; with the same events */
   const char *message; /* with TS_FINISH_ERROR; valid until the next poll */
+  int32_t
+      miss_at; /* the prompt's token from which on it was missed: that of a page, or, if the request has a salt and the
+                  cache holds another continuation, the first token that differs. (Without a salt that would let anyone
+                  guess at others' prompts a token at a time.) */
 } ts_event;
 
 /* Waits up to timeout_ms (-1: for ever) for events, and writes at most `capacity`. Returns how many, 0 on time-out, or -1 once

@@ -31,6 +31,10 @@ void check_options(const ts_engine_options &o) {
   if (o.size != sizeof(ts_engine_options)) {
     fail(TS_BAD_REQUEST, "ts_engine_options.size is ", o.size, ", this engine's is ", sizeof(ts_engine_options));
   }
+  if (o.event_size != sizeof(ts_event)) {
+    fail(TS_BAD_REQUEST, "event_size is ", o.event_size, ", but this engine's ts_event has ", sizeof(ts_event),
+         " bytes: build the caller against this engine's engine.h");
+  }
   const auto not_negative = [](const char *name, int64_t value) {
     if (value < 0) fail(TS_BAD_REQUEST, name, " is ", value, ", wanted 0 (the default) or more");
   };

@@ -38,12 +38,14 @@ uint64_t output_of(const Batch &batch, int32_t logit) {
   return static_cast<uint64_t>(batch.sequence(logit).num_outputs()) + static_cast<uint64_t>(batch.ahead(logit));
 }
 
-Event finished_event(uint64_t id, ts_finish finish, int32_t num_cached, std::string message) {
+Event finished_event(uint64_t id, ts_finish finish, int32_t num_cached, Miss miss, std::string message) {
   Event event;
   event.event.id = id;
   event.event.kind = TS_EVENT_FINISHED;
   event.event.finish = finish;
   event.event.num_cached = num_cached;
+  event.event.miss = miss.why;
+  event.event.miss_at = miss.at;
   event.message = std::move(message);
   return event;
 }
@@ -216,6 +218,7 @@ bool EngineCore::drain() {
 
 void EngineCore::step() {
   const uint64_t begin = now_ns();
+  scheduler_->set_time(static_cast<int64_t>(begin / 1'000'000));
   std::optional<Batch> batch = scheduler_->schedule();
   if (batch) {
     schedule_ns_ += now_ns() - begin;
@@ -277,7 +280,11 @@ void EngineCore::sample(const Batch &batch, const Logits &logits) {
       event.event.kind = TS_EVENT_TOKEN;
       event.event.token = sampled.token;
       event.event.logprob = sampled.logprob;
-      event.event.num_cached = sequence.num_outputs() == 0 ? sequence.num_cached : 0;
+      if (sequence.num_outputs() == 0) {
+        event.event.num_cached = sequence.num_cached;
+        event.event.miss = sequence.miss.why;
+        event.event.miss_at = sequence.miss.at;
+      }
       event.top_tokens.reserve(sampled.top.size());
       event.top_logprobs.reserve(sampled.top.size());
       for (const auto &[token, logprob] : sampled.top) {
@@ -295,7 +302,7 @@ void EngineCore::sample(const Batch &batch, const Logits &logits) {
 void EngineCore::publish(int32_t num_running) {
   scheduler_->take_finished(finished_);
   for (const Finished &f : finished_) {
-    outbox_.push_back(finished_event(f.id(), f.finish(), f.num_cached(), f.message()));
+    outbox_.push_back(finished_event(f.id(), f.finish(), f.num_cached(), f.miss(), f.message()));
   }
   events_.make_room(outbox_.size());
   const SchedulerCounters sums = sum_of(counters_before_, scheduler_->counters());
@@ -338,7 +345,7 @@ void EngineCore::start_over(const std::exception_ptr &thrown) {
     const std::lock_guard lock(mutex_);
     for (auto it = live_.begin(); it != live_.end();) {
       if (it->second.drained) {
-        outbox_.push_back(finished_event(it->first, TS_FINISH_ERROR, 0, reason));
+        outbox_.push_back(finished_event(it->first, TS_FINISH_ERROR, 0, {}, reason));
         it = live_.erase(it);
         ++published_.num_finished;
       } else {

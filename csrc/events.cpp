@@ -11,6 +11,7 @@ Prefilling Transition::admit(std::unique_ptr<Sequence> sequence, Admit &&e) {
   s.owner = e.owner;
   Context context(num_pages_for(s.num_prompt + s.max_tokens, s.page_size));
   context.adopt(std::move(e.prefix), e.row);
+  if (s.num_reached == 0) s.miss = e.miss;  // not of one that comes back
   const int32_t num_computed = context.num_sealed() * s.page_size;
   TS_ASSERT(num_computed < s.num_tokens(), "a prefix leaves at least one token to compute");
   s.num_cached += std::max(0, std::min(num_computed, s.num_prompt) - s.num_reached);
@@ -31,6 +32,11 @@ Decoding Transition::apply(Prefilling &&s, Token &&e) {
 }
 
 Decoding Transition::apply(Decoding &&s, Token &&e) { return decode(std::move(s.sequence_), std::move(s.context_), e); }
+
+Paused Transition::apply(Decoding &&s, Pause &&e) {
+  Finished finished(*s.sequence_, e.finish, {});
+  return {std::move(finished), Leased(s.sequence_->session, e.until_ms, std::move(s.context_))};
+}
 
 Decoding Transition::decode(std::unique_ptr<Sequence> sequence, Context context, const Token &e) {
   Sequence &s = *sequence;

@@ -19,6 +19,7 @@ struct Admit {  ///< It may run: with the pages of its prefix that the cache of 
   std::vector<SharedPage> prefix;
   std::span<int32_t> row;
   int32_t owner = 0;
+  Miss miss;  ///< why no more was found
 };
 struct Chunk {  ///< `num_tokens` more of its tokens are in the KV cache, not yet all.
   PrefixCache &cache;
@@ -34,10 +35,21 @@ struct Preempt {};  ///< An older sequence needs its pages.
 struct Stop {       ///< Its last token ended it.
   ts_finish finish;
 };
+struct Pause {  ///< Its last token ended it, and its session may go on until then.
+  ts_finish finish;
+  int64_t until_ms;
+};
+struct Expire {};  ///< The session has gone on, or has not in time, or others need its pages more.
 struct Cancel {};  ///< Its caller wants no more of it.
 struct Fail {      ///< It cannot go on; nothing that it read or wrote is to be found again.
   PrefixCache &cache;
   std::string message;
+};
+
+/// What is left of a request that pauses.
+struct Paused {
+  Finished finished;
+  Leased leased;
 };
 
 /// The state machine: an overload for each legal pair, which consumes the state and returns the next. A pair that has
@@ -56,11 +68,14 @@ class Transition {
   static Decoding apply(Decoding &&s, Token &&e);
   static Preempted apply(Decoding &&s, Preempt &&) { return preempt(std::move(s)); }
   static Finished apply(Decoding &&s, Stop &&e) { return finish(std::move(s), e.finish); }
+  static Paused apply(Decoding &&s, Pause &&e);
   static Finished apply(Decoding &&s, Cancel &&) { return finish(std::move(s), TS_FINISH_CANCELLED); }
   static Finished apply(Decoding &&s, Fail &&e) { return fail(std::move(s), std::move(e)); }
 
   static Prefilling apply(Preempted &&s, Admit &&e) { return admit(std::move(s.sequence_), std::move(e)); }
   static Finished apply(Preempted &&s, Cancel &&) { return finish(std::move(s), TS_FINISH_CANCELLED); }
+
+  static void apply(Leased &&s, Expire &&) { const Leased ended = std::move(s); }
 
  private:
   static Prefilling admit(std::unique_ptr<Sequence> sequence, Admit &&e);
@@ -89,18 +104,20 @@ template <class State, class Event>
 concept Accepts = requires(State state, Event event) { Transition::apply(std::move(state), std::move(event)); };
 
 template <class State>
-inline constexpr std::array<bool, 7> kAccepts = {
-    Accepts<State, Admit>, Accepts<State, Chunk>,  Accepts<State, Token>, Accepts<State, Preempt>,
-    Accepts<State, Stop>,  Accepts<State, Cancel>, Accepts<State, Fail>,
+inline constexpr std::array<bool, 9> kAccepts = {
+    Accepts<State, Admit>,   Accepts<State, Chunk>,  Accepts<State, Token>,
+    Accepts<State, Preempt>, Accepts<State, Stop>,   Accepts<State, Pause>,
+    Accepts<State, Expire>,  Accepts<State, Cancel>, Accepts<State, Fail>,
 };
 
 // clang-format off
-//                                                          Admit  Chunk  Token  Preempt  Stop  Cancel  Fail
-static_assert(kAccepts<Queued>     == std::array<bool, 7>{  true,  false, false, false,  false, true,  false});
-static_assert(kAccepts<Prefilling> == std::array<bool, 7>{  false, true,  true,  true,   false, true,  true });
-static_assert(kAccepts<Decoding>   == std::array<bool, 7>{  false, false, true,  true,   true,  true,  true });
-static_assert(kAccepts<Preempted>  == std::array<bool, 7>{  true,  false, false, false,  false, true,  false});
-static_assert(kAccepts<Finished>   == std::array<bool, 7>{  false, false, false, false,  false, false, false});
+//                                                          Admit  Chunk  Token  Preempt  Stop   Pause  Expire  Cancel  Fail
+static_assert(kAccepts<Queued>     == std::array<bool, 9>{  true,  false, false, false,  false, false, false,  true,  false});
+static_assert(kAccepts<Prefilling> == std::array<bool, 9>{  false, true,  true,  true,   false, false, false,  true,  true });
+static_assert(kAccepts<Decoding>   == std::array<bool, 9>{  false, false, true,  true,   true,  true,  false,  true,  true });
+static_assert(kAccepts<Preempted>  == std::array<bool, 9>{  true,  false, false, false,  false, false, false,  true,  false});
+static_assert(kAccepts<Leased>     == std::array<bool, 9>{  false, false, false, false,  false, false, true,   false, false});
+static_assert(kAccepts<Finished>   == std::array<bool, 9>{  false, false, false, false,  false, false, false,  false, false});
 // clang-format on
 
 /// A state that is not given up (an lvalue) is not accepted.
@@ -108,6 +125,6 @@ template <class State, class Event>
 concept AcceptsKept = requires(State &state, Event event) { Transition::apply(state, std::move(event)); };
 static_assert(!AcceptsKept<Queued, Admit> && !AcceptsKept<Decoding, Token> && !AcceptsKept<Decoding, Cancel>);
 static_assert(!std::copyable<Queued> && !std::copyable<Prefilling> && !std::copyable<Decoding> &&
-              !std::copyable<Preempted>);
+              !std::copyable<Preempted> && !std::copyable<Leased>);
 
 }  // namespace ts

@@ -90,11 +90,12 @@ SharedPage PagePool::take_shared(int32_t page) {
     unlink_idle(page);
     f.state = State::shared;
   }
+  f.again = true;
   add_ref(page);
   return {this, page};
 }
 
-SharedPage PagePool::seal(WritablePage &&page, bool findable) {
+SharedPage PagePool::seal(WritablePage &&page, bool findable, bool again) {
   TS_ASSERT(page.pool_ == this, "a page was sealed in another pool than its own, or twice");
   const int32_t id = page.id_;
   Frame &f = frame(id);
@@ -102,6 +103,7 @@ SharedPage PagePool::seal(WritablePage &&page, bool findable) {
   page.pool_ = nullptr;
   f.state = State::shared;
   f.findable = findable;
+  f.again = again;
   f.num_refs = 1;
   return {this, id};
 }
@@ -152,34 +154,38 @@ void PagePool::push_idle(int32_t page) {
   Frame &f = frame(page);
   TS_ASSERT(f.findable && f.num_refs == 0, "an idle page is findable and not referenced");
   f.state = State::idle;
-  f.older = newest_;
+  List &list = list_of(f);
+  f.older = list.newest;
   f.newer = kNone;
-  if (newest_ == kNone) {
-    oldest_ = page;
-  } else {
-    frame(newest_).newer = page;
+  (list.newest == kNone ? list.oldest : frame(list.newest).newer) = page;
+  list.newest = page;
+  ++list.count;
+  if (again_.count > num_pages() - num_pages() / 4) {
+    const int32_t demoted = again_.oldest;
+    unlink_idle(demoted);
+    frame(demoted).again = false;
+    push_idle(demoted);
   }
-  newest_ = page;
-  ++num_idle_;
 }
 
 void PagePool::unlink_idle(int32_t page) {
   Frame &f = frame(page);
-  TS_ASSERT(f.state == State::idle && num_idle_ > 0, "only an idle page leaves the idle list");
+  List &list = list_of(f);
+  TS_ASSERT(f.state == State::idle && list.count > 0, "only an idle page leaves the idle list");
   if (f.older == kNone) {
-    TS_ASSERT(oldest_ == page, "the idle list is torn at its old end");
-    oldest_ = f.newer;
+    TS_ASSERT(list.oldest == page, "the idle list is torn at its old end");
+    list.oldest = f.newer;
   } else {
     frame(f.older).newer = f.newer;
   }
   if (f.newer == kNone) {
-    TS_ASSERT(newest_ == page, "the idle list is torn at its new end");
-    newest_ = f.older;
+    TS_ASSERT(list.newest == page, "the idle list is torn at its new end");
+    list.newest = f.older;
   } else {
     frame(f.newer).older = f.older;
   }
   f.older = f.newer = kNone;
-  --num_idle_;
+  --list.count;
 }
 
 void PagePool::check() const {
@@ -192,17 +198,25 @@ void PagePool::check() const {
     num_blank += f.state == State::blank ? 1 : 0;
     num_idle += f.state == State::idle ? 1 : 0;
   }
-  TS_ASSERT(num_blank == num_blank_ && num_idle == num_idle_, "the counts of free pages are right");
+  TS_ASSERT(num_blank == num_blank_ && num_idle == this->num_idle(), "the counts of free pages are right");
   for (int32_t page = first_blank_; page != kNone; page = frames_[static_cast<size_t>(page)].newer) {
     TS_ASSERT(frames_[static_cast<size_t>(page)].state == State::blank && --num_blank >= 0, "the blank list is whole");
   }
-  int32_t older = kNone;
-  for (int32_t page = oldest_; page != kNone; page = frames_[static_cast<size_t>(page)].newer) {
+  TS_ASSERT(check_idle(once_, false) + check_idle(again_, true) == num_idle && num_blank == 0,
+            "every free page is on its list");
+}
+
+/// How many pages the list has.
+int32_t PagePool::check_idle(const List &list, bool again) const {
+  int32_t older = kNone, count = 0;
+  for (int32_t page = list.oldest; page != kNone; page = frames_[static_cast<size_t>(page)].newer, ++count) {
     const Frame &f = frames_[static_cast<size_t>(page)];
-    TS_ASSERT(f.state == State::idle && f.older == older && --num_idle >= 0, "the idle list is whole");
+    TS_ASSERT(f.state == State::idle && f.again == again && f.older == older && count < list.count,
+              "the idle list is whole");
     older = page;
   }
-  TS_ASSERT(older == newest_ && num_blank == 0 && num_idle == 0, "every free page is on its list");
+  TS_ASSERT(older == list.newest && count == list.count, "the idle list has all that it counts");
+  return count;
 }
 
 }  // namespace ts

@@ -15,7 +15,10 @@ namespace ts {
 ///     shared    SharedPages, as many as it has references                 -> idle or blank, after the last reference
 ///     idle      no reference, but the prefix cache can find its content   -> shared (found), writable (evicted)
 ///
-/// Idle pages wait in order of their last use, so that evicting the oldest costs O(1), as everything here does.
+/// Idle pages wait in two lists, each in order of last use (a segmented LRU): those that were found again since they were
+/// written, and those that were not, which are evicted first. So a scan of prompts that come once does not drive out what is
+/// used again and again. The found again hold at most three quarters of the pages: the oldest of more join the others, as
+/// their newest. Everything costs O(1).
 /// Not thread-safe: the step thread owns it. It outlives every page.
 class PagePool {
  public:
@@ -29,8 +32,8 @@ class PagePool {
   int32_t page_size() const { return page_size_; }
   int32_t first_page() const { return first_page_; }
   int32_t num_blank() const { return num_blank_; }
-  int32_t num_idle() const { return num_idle_; }
-  int32_t num_available() const { return num_blank_ + num_idle_; }  ///< what PrefixCache::allocate can give
+  int32_t num_idle() const { return once_.count + again_.count; }
+  int32_t num_available() const { return num_blank_ + num_idle(); }  ///< what PrefixCache::allocate can give
 
   void check() const;  ///< asserts that pages are conserved and lists are whole; O(num_pages), for tests
 
@@ -48,14 +51,21 @@ class PagePool {
     int32_t newer = kNone;  // idle: towards the most recently used; blank: the next blank page
     State state = State::blank;
     bool findable = false;  // the prefix cache indexes it
+    bool again = false;     // it was found since it was written: idle, it is in again_
+  };
+
+  struct List {
+    int32_t oldest = kNone;
+    int32_t newest = kNone;
+    int32_t count = 0;
   };
 
   // For PrefixCache.
-  WritablePage take_blank();                       // num_blank() > 0
-  int32_t oldest_idle() const { return oldest_; }  // kNone if there is none
-  WritablePage take_idle(int32_t page);            // evicts: the caller has removed it from its index
-  SharedPage take_shared(int32_t page);            // another reference to a findable page
-  SharedPage seal(WritablePage &&page, bool findable);
+  WritablePage take_blank();                                                                // num_blank() > 0
+  int32_t next_to_evict() const { return once_.count > 0 ? once_.oldest : again_.oldest; }  // kNone if there is none
+  WritablePage take_idle(int32_t page);  // evicts: the caller has removed it from its index
+  SharedPage take_shared(int32_t page);  // another reference to a findable page
+  SharedPage seal(WritablePage &&page, bool findable, bool again = false);
   void set_unfindable(int32_t page);
 
   // For WritablePage and SharedPage.
@@ -67,15 +77,16 @@ class PagePool {
   void push_blank(int32_t page);
   void push_idle(int32_t page);
   void unlink_idle(int32_t page);
+  List &list_of(const Frame &f) { return f.again ? again_ : once_; }
+  int32_t check_idle(const List &list, bool again) const;
 
   std::vector<Frame> frames_;  // [num_pages]
   int32_t page_size_;
   int32_t first_page_;
   int32_t first_blank_ = kNone;
-  int32_t oldest_ = kNone;
-  int32_t newest_ = kNone;
+  List once_;
+  List again_;
   int32_t num_blank_ = 0;
-  int32_t num_idle_ = 0;
 };
 
 inline int32_t WritablePage::id() const {

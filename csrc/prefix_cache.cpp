@@ -1,66 +1,44 @@
 #include "prefix_cache.h"
 
 #include <algorithm>
-#include <bit>
 #include <utility>
 
 #include "check.h"
 
 namespace ts {
+namespace {
 
-PrefixCache::PrefixCache(PagePool &pool, bool enabled) : pool_(pool), enabled_(enabled) {
+constexpr size_t kRoots = 1024;  // tenants whose last first page is remembered; a power of two
+
+}  // namespace
+
+PrefixCache::PrefixCache(PagePool &pool, bool enabled)
+    : pool_(pool), enabled_(enabled), pages_(enabled ? pool.num_pages() : 1), evicted_(enabled ? pool.num_pages() : 1) {
   if (!enabled) return;
-  entries_.resize(static_cast<size_t>(pool.num_pages()));
-  buckets_.resize(std::bit_ceil(static_cast<size_t>(pool.num_pages())), kNone);
-}
-
-int32_t PrefixCache::lookup(const PageHash &hash) const {
-  int32_t page = buckets_[bucket(hash)];
-  while (page != kNone && entries_[static_cast<size_t>(page)].hash != hash)
-    page = entries_[static_cast<size_t>(page)].next;
-  return page;
-}
-
-void PrefixCache::insert(int32_t page, const PageHash &hash) {
-  Entry &entry = entries_[static_cast<size_t>(page)];
-  TS_ASSERT(!entry.indexed, "a page has one hash");
-  entry = {hash, std::exchange(buckets_[bucket(hash)], page), true};
-}
-
-void PrefixCache::erase(int32_t page) {
-  Entry &entry = entries_[static_cast<size_t>(page)];
-  TS_ASSERT(entry.indexed, "only an indexed page can leave the index");
-  int32_t *link = &buckets_[bucket(entry.hash)];
-  while (*link != page) {
-    TS_ASSERT(*link != kNone, "an indexed page is missing from its chain");
-    link = &entries_[static_cast<size_t>(*link)].next;
-  }
-  *link = entry.next;
-  entry = {};
+  origins_.resize(static_cast<size_t>(pool.num_pages()));
+  tokens_.resize(origins_.size() * static_cast<size_t>(pool.page_size()));
+  firsts_.resize(kRoots, kNone);
 }
 
 std::optional<SharedPage> PrefixCache::find(const PageHash &hash) {
   if (!enabled_) return std::nullopt;
-  const int32_t page = lookup(hash);
+  const int32_t page = pages_.find(hash);
   if (page == kNone) return std::nullopt;
   return pool_.take_shared(page);
 }
 
 std::vector<SharedPage> PrefixCache::find_prefix(std::span<const PageHash> hashes) {
   std::vector<SharedPage> pages;
-  if (!enabled_ || hashes.empty() || lookup(hashes[0]) == kNone) return pages;
+  if (!enabled_ || hashes.empty() || pages_.find(hashes[0]) == kNone) return pages;
   pages.reserve(hashes.size());
   constexpr size_t kFar = 16, kNear = 8;  // pages ahead, of which the bucket and then what it leads to is fetched
   for (size_t i = 0; i < hashes.size(); ++i) {
-    if (i + kFar < hashes.size()) __builtin_prefetch(&buckets_[bucket(hashes[i + kFar])]);
+    if (i + kFar < hashes.size()) pages_.prefetch(hashes[i + kFar]);
     if (i + kNear < hashes.size()) {
-      const int32_t ahead = buckets_[bucket(hashes[i + kNear])];
-      if (ahead != kNone) {
-        __builtin_prefetch(&entries_[static_cast<size_t>(ahead)]);
-        __builtin_prefetch(&pool_.frames_[static_cast<size_t>(ahead)], 1);
-      }
+      const int32_t ahead = pages_.prefetch_place(hashes[i + kNear]);
+      if (ahead != kNone) __builtin_prefetch(&pool_.frames_[static_cast<size_t>(ahead)], 1);
     }
-    const int32_t page = lookup(hashes[i]);
+    const int32_t page = pages_.find(hashes[i]);
     if (page == kNone) break;
     pages.push_back(pool_.take_shared(page));
   }
@@ -69,47 +47,70 @@ std::vector<SharedPage> PrefixCache::find_prefix(std::span<const PageHash> hashe
 
 WritablePage PrefixCache::allocate() {
   if (pool_.num_blank() > 0) return pool_.take_blank();
-  const int32_t page = pool_.oldest_idle();
+  const int32_t page = pool_.next_to_evict();
   TS_ASSERT(page != PagePool::kNone, "a page was asked for and none is available");
-  erase(page);
+  remember(pages_.hash(page));
+  pages_.erase(page);
   return pool_.take_idle(page);
 }
 
-SharedPage PrefixCache::seal(WritablePage &&page, const PageHash &hash) {
+/// The hash of a page that is evicted, in place of the one that was evicted num_pages() evictions ago.
+void PrefixCache::remember(const PageHash &hash) {
+  if (evicted_.find(hash) != kNone) return;
+  if (evicted_.holds(next_evicted_)) evicted_.erase(next_evicted_);
+  evicted_.insert(next_evicted_, hash);
+  next_evicted_ = (next_evicted_ + 1) % pool_.num_pages();
+}
+
+SharedPage PrefixCache::seal(WritablePage &&page, const PageHash &hash, const PageHash &parent,
+                             std::span<const int32_t> tokens) {
   if (!enabled_) return pool_.seal(std::move(page), false);
-  const int32_t twin = lookup(hash);
+  const int32_t twin = pages_.find(hash);
   if (twin != kNone) {
     TS_ASSERT(twin != page.id(), "a writable page is never indexed");
     const WritablePage duplicate = std::move(page);  // freed here
     return pool_.take_shared(twin);
   }
-  insert(page.id(), hash);
-  return pool_.seal(std::move(page), true);
+  pages_.insert(page.id(), hash);
+  const auto id = static_cast<size_t>(page.id());
+  TS_ASSERT(tokens.size() <= static_cast<size_t>(pool_.page_size()), "a page holds page_size tokens");
+  std::ranges::copy(tokens, tokens_.begin() + static_cast<ptrdiff_t>(id * static_cast<size_t>(pool_.page_size())));
+  origins_[id] = {parent, kNone};
+  const int32_t before = pages_.find(parent);
+  (before == kNone ? firsts_[first(parent)] : origins_[static_cast<size_t>(before)].last_child) = page.id();
+  const int32_t ghost = evicted_.find(hash);
+  if (ghost != kNone) evicted_.erase(ghost);
+  return pool_.seal(std::move(page), true, ghost != kNone);  // what comes back may well come again
+}
+
+Miss PrefixCache::explain(const PageHash &hash, const PageHash &parent, std::span<const int32_t> tokens) const {
+  if (!enabled_) return {TS_MISS_OFF, 0};
+  if (evicted_.find(hash) != kNone) return {TS_MISS_EVICTED, 0};
+  const int32_t before = pages_.find(parent);
+  const int32_t sibling = before == kNone ? firsts_[first(parent)] : origins_[static_cast<size_t>(before)].last_child;
+  if (sibling == kNone || !pages_.holds(sibling)) return {TS_MISS_NEW, 0};
+  const auto id = static_cast<size_t>(sibling);
+  if (origins_[id].parent != parent) return {TS_MISS_NEW, 0};
+  const int32_t *others = &tokens_[id * static_cast<size_t>(pool_.page_size())];
+  const auto differs = std::mismatch(tokens.begin(), tokens.end(), others).first;
+  return {TS_MISS_NEW, static_cast<int32_t>(differs - tokens.begin())};
 }
 
 void PrefixCache::forget(const SharedPage &page) {
-  if (!enabled_ || !entries_[static_cast<size_t>(page.id())].indexed) return;
-  erase(page.id());
+  if (!enabled_ || !pages_.holds(page.id())) return;
+  pages_.erase(page.id());
   pool_.set_unfindable(page.id());
 }
 
 void PrefixCache::check() const {
   pool_.check();
   if (!enabled_) return;
-  size_t num_indexed = 0;
-  for (size_t page = 0; page < entries_.size(); ++page) {
-    const Entry &entry = entries_[page];
-    TS_ASSERT(entry.indexed == pool_.frames_[page].findable, "index and pool agree on what can be found");
-    num_indexed += entry.indexed ? 1 : 0;
+  for (int32_t page = 0; page < pool_.num_pages(); ++page) {
+    TS_ASSERT(pages_.holds(page) == pool_.frames_[static_cast<size_t>(page)].findable,
+              "index and pool agree on what can be found");
   }
-  for (size_t b = 0; b < buckets_.size(); ++b) {
-    for (int32_t page = buckets_[b]; page != kNone; page = entries_[static_cast<size_t>(page)].next) {
-      const Entry &entry = entries_[static_cast<size_t>(page)];
-      TS_ASSERT(entry.indexed && bucket(entry.hash) == b, "a page is in the chain of its hash");
-      TS_ASSERT(num_indexed-- > 0, "no page is in two chains");
-    }
-  }
-  TS_ASSERT(num_indexed == 0, "every indexed page is in a chain");
+  pages_.check();
+  evicted_.check();
 }
 
 }  // namespace ts

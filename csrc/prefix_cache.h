@@ -5,10 +5,18 @@
 #include <span>
 #include <vector>
 
+#include "engine.h"
+#include "hash_index.h"
 #include "page_hash.h"
 #include "page_pool.h"
 
 namespace ts {
+
+/// Why a prompt was not found any further, and from which token on.
+struct Miss {
+  ts_miss why = TS_MISS_NONE;
+  int32_t at = 0;
+};
 
 /// Finds sealed pages by hash, and hands out pages to write. Every operation costs O(1) expected.
 class PrefixCache {
@@ -25,13 +33,19 @@ class PrefixCache {
   /// The pages of the longest prefix of `hashes` that is here. Fetches ahead: a long prefix lies all over the index.
   std::vector<SharedPage> find_prefix(std::span<const PageHash> hashes);
 
-  /// A page to write: a blank one, else the idle one whose last use is the longest ago, which is then forgotten.
+  /// A page to write: a blank one, else an idle one, which is then forgotten: of those that were not found again since they
+  /// were written the one whose last use is the longest ago, else of the others.
   /// Demands pool().num_available() > 0.
   WritablePage allocate();
 
   /// `page` is full and `hash` names its content. Gives the page of that content from now on: `page` itself, or the
-  /// one that was indexed under this hash before, and then `page` is free.
-  SharedPage seal(WritablePage &&page, const PageHash &hash);
+  /// one that was indexed under this hash before, and then `page` is free. Its tokens and its parent's hash explain misses.
+  SharedPage seal(WritablePage &&page, const PageHash &hash, const PageHash &parent = {},
+                  std::span<const int32_t> tokens = {});
+
+  /// Why the page named `hash`, which continues `parent`, is not here. `at` counts from the page's first token: how many of
+  /// `tokens` the page has in common with the one that was sealed last behind the same parent. O(page_size).
+  Miss explain(const PageHash &hash, const PageHash &parent, std::span<const int32_t> tokens) const;
 
   /// Nobody finds this page any more. Its references stay good.
   void forget(const SharedPage &page);
@@ -39,23 +53,24 @@ class PrefixCache {
   void check() const;  ///< asserts that index and pool agree; O(num_pages), for tests
 
  private:
-  static constexpr int32_t kNone = -1;
+  static constexpr int32_t kNone = HashIndex::kNone;
 
-  struct Entry {
-    PageHash hash;
-    int32_t next = kNone;  // in its bucket's chain
-    bool indexed = false;
+  struct Origin {
+    PageHash parent;
+    int32_t last_child = kNone;  // of the pages that continue this one; it may have been evicted since
   };
 
-  size_t bucket(const PageHash &hash) const { return hash.tail & (buckets_.size() - 1); }
-  int32_t lookup(const PageHash &hash) const;
-  void insert(int32_t page, const PageHash &hash);
-  void erase(int32_t page);
+  size_t first(const PageHash &root) const { return root.head & (firsts_.size() - 1); }
+  void remember(const PageHash &hash);
 
   PagePool &pool_;
   bool enabled_;
-  std::vector<Entry> entries_;    // [num_pages]
-  std::vector<int32_t> buckets_;  // first page of each chain; a power of two, at least num_pages
+  HashIndex pages_;              // [num_pages] by id
+  HashIndex evicted_;            // [num_pages] what was evicted last
+  int32_t next_evicted_ = 0;     // where in evicted_ the next one goes
+  std::vector<Origin> origins_;  // [num_pages]
+  std::vector<int32_t> tokens_;  // [num_pages, page_size] of indexed pages
+  std::vector<int32_t> firsts_;  // last child of a root, by its hash
 };
 
 }  // namespace ts

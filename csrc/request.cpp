@@ -174,6 +174,9 @@ SamplingParams sampling_of(const ts_request &request, int32_t vocab_size) {
   return s;
 }
 
+constexpr size_t kMostSalt = 1024;  // bytes
+constexpr int32_t kLongestLeaseMs = 3'600'000;
+
 void check_lengths(const ts_request &request, const RequestLimits &limits) {
   demand(request.num_prompt >= 1, "num_prompt is ", request.num_prompt, ", wanted at least 1 token");
   demand(request.max_tokens >= 1, "max_tokens is ", request.max_tokens, ", wanted at least 1");
@@ -200,11 +203,21 @@ std::unique_ptr<Sequence> make_sequence(const ts_request &request, const Request
   const auto stop = span_of(request.stop_tokens, request.num_stop_tokens, "stop_tokens", "num_stop_tokens");
   check_ids(stop, limits.vocab_size, "stop_tokens");
 
+  const auto salt = span_of(request.cache_salt, request.num_cache_salt, "cache_salt", "num_cache_salt");
+  demand(salt.size() <= kMostSalt, "num_cache_salt is ", salt.size(), ", wanted at most ", kMostSalt, " bytes");
+
+  demand(request.lease_ms >= 0 && request.lease_ms <= kLongestLeaseMs, "lease_ms is ", request.lease_ms,
+         ", wanted 0 (none) to ", kLongestLeaseMs);
+  demand(request.lease_ms == 0 || request.session != 0, "lease_ms is ", request.lease_ms,
+         " but session is 0: only a session has a lease");
+
   auto s = std::make_unique<Sequence>();
   s->id = request.id;
   s->sampling = sampling_of(request, limits.vocab_size);
   s->num_prompt = request.num_prompt;
   s->max_tokens = request.max_tokens;
+  s->session = request.session;
+  s->lease_ms = request.lease_ms;
   s->page_size = limits.page_size;
   const auto num_tokens_max = static_cast<size_t>(request.num_prompt) + static_cast<size_t>(request.max_tokens);
   s->tokens = spare_tokens().take(num_tokens_max);
@@ -226,7 +239,8 @@ std::unique_ptr<Sequence> make_sequence(const ts_request &request, const Request
   s->hashed = limits.prefix_cache;
   if (s->hashed) {
     s->hashes.reserve(num_tokens_max / static_cast<size_t>(limits.page_size));
-    s->root = page_hasher().root("");
+    s->root = page_hasher().root({salt.data(), salt.size()});
+    s->salted = !salt.empty();
     s->hash_full_pages();
   }
   return s;

@@ -75,6 +75,10 @@ struct Sequence {
   std::vector<int32_t> stop_tokens;  ///< ascending; the end tokens among them, unless they are to be ignored
   bool hashed = false;               ///< whether pages get hashes: there is a prefix cache
   PageHash root;                     ///< what the first page's hash continues
+  bool salted = false;               ///< its tenant has a salt
+  uint64_t session = 0;              ///< 0: none
+  int32_t lease_ms = 0;              ///< how long its pages are kept for the session's next request
+  Miss miss;                         ///< why no more of the prompt was found when it was first admitted
   std::vector<PageHash> hashes;      ///< of every full page of `tokens`, if `hashed`
   TokenCounts counts;                ///< kept only if sampling.has_penalties()
   int32_t owner = 0;                 ///< whose part of the KV cache it uses: decided when it is admitted
@@ -84,6 +88,13 @@ struct Sequence {
 
   int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }
   int32_t num_outputs() const { return num_tokens() - num_prompt; }
+
+  /// What the hash of a full page continues, and its tokens.
+  const PageHash &parent(size_t page) const { return page == 0 ? root : hashes[page - 1]; }
+  std::span<const int32_t> page(size_t page) const {
+    const auto size = static_cast<size_t>(page_size);
+    return std::span(tokens).subspan(page * size, size);
+  }
 
   /// Appends an output token, and the hash of the page that it fills.
   void append(int32_t token);

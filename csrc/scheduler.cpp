@@ -56,6 +56,7 @@ Scheduler::Scheduler(const SchedulerOptions &options)
   finished_.reserve(max_seqs);
   num_running_of_.resize(static_cast<size_t>(options.num_owners));
   reserved_of_.resize(static_cast<size_t>(options.num_owners));
+  leases_of_.resize(static_cast<size_t>(options.num_owners));
 }
 
 void Scheduler::submit(std::unique_ptr<Sequence> sequence) {
@@ -88,6 +89,36 @@ void Scheduler::cancel_all() {
   while (!waiting_.empty()) cancel(sequence_of(waiting_.front()).id);
 }
 
+void Scheduler::set_time(int64_t now_ms) {
+  now_ms_ = std::max(now_ms_, now_ms);
+  for (Leases &leases : leases_of_) {
+    if (leases.end_due(now_ms_)) pages_short_ = false;
+  }
+}
+
+void Scheduler::end_leases() {
+  while (end_soonest_leases()) {
+  }
+  pages_short_ = false;
+}
+
+/// One of each owner that has any. False if none has.
+bool Scheduler::end_soonest_leases() {
+  bool any = false;
+  for (Leases &leases : leases_of_) {
+    if (leases.empty()) continue;
+    leases.end_soonest();
+    any = true;
+  }
+  return any;
+}
+
+int32_t Scheduler::num_leases() const {
+  int32_t num_leases = 0;
+  for (const Leases &leases : leases_of_) num_leases += leases.size();
+  return num_leases;
+}
+
 void Scheduler::finish(Finished &&finished) {
   finished_.push_back(std::move(finished));
   ++counters_.num_finished;
@@ -116,6 +147,13 @@ std::optional<Batch> Scheduler::schedule() {
   return Batch(std::exchange(running_, {}), arrays_.view(), logit_rows_);
 }
 
+/// Ends leases of an owner until it has a page available. False if it has none even so.
+bool Scheduler::make_room(int32_t owner) {
+  Leases &leases = leases_of_[static_cast<size_t>(owner)];
+  while (pool(owner).num_available() == 0 && !leases.empty()) leases.end_soonest();
+  return pool(owner).num_available() > 0;
+}
+
 /// Gives every decode the slot of its next token. False if sequences had to be preempted for that.
 bool Scheduler::grow_decodes() {
   bool enough = true;
@@ -130,7 +168,7 @@ bool Scheduler::grow_decodes() {
     const int32_t num_tokens = decoding->sequence().num_tokens();
     const bool crosses = num_tokens > decoding->context().num_pages() * options_.page_size;
     const int32_t owner = decoding->sequence().owner;
-    if (crosses && pool(owner).num_available() == 0) {
+    if (crosses && !make_room(owner)) {
       preempt(youngest());
       enough = false;
       r = 0;  // rows have moved; those that have their slot keep it
@@ -151,6 +189,7 @@ bool Scheduler::grow_prefill(int32_t &left) {
     PrefixCache &cache = cache_.of(prefilling->sequence().owner);
     prefilling->adopt(cache, arrays_.row(r));
     const int32_t wanted = std::min(left + 1, prefilling->num_remaining());
+    make_room(prefilling->sequence().owner);
     const int32_t room = (prefilling->context().num_pages() + cache.pool().num_available()) * options_.page_size;
     const int32_t chunk = std::min(wanted, room - prefilling->num_computed());
     if (chunk <= 0) {
@@ -183,14 +222,18 @@ void Scheduler::reserve_one(const Running &seq) {
 
 /// Admits the oldest waiting sequence if an owner has room for all that it knows.
 bool Scheduler::admit_one(int32_t &left) {
+  const Sequence &sequence = sequence_of(waiting_.front());
   std::vector<SharedPage> prefix;
-  const int32_t owner = choose_owner(sequence_of(waiting_.front()), prefix);
+  int32_t owner = choose_owner(sequence, prefix);
+  while (owner < 0 && running_.empty() && end_soonest_leases()) owner = choose_owner(sequence, prefix);
   if (owner < 0) return false;
+  for (Leases &leases : leases_of_) leases.end(sequence.session);  // what it left is `prefix` now, or of no use
 
+  const Miss miss = explain_miss(cache_.of(owner), sequence, static_cast<int32_t>(prefix.size()));
   const bool first_time = std::holds_alternative<Queued>(waiting_.front());
   const int32_t r = make_row(owner);
   const std::span<int32_t> row = arrays_.row(r);
-  Prefilling state = next(std::move(waiting_.front()), Admit{std::move(prefix), row, owner});
+  Prefilling state = next(std::move(waiting_.front()), Admit{std::move(prefix), row, owner, miss});
   waiting_.pop_front();
   if (first_time) counters_.num_prompt_tokens += static_cast<uint64_t>(state.sequence().num_prompt);
 
@@ -319,7 +362,7 @@ void Scheduler::append(int32_t r, std::span<Outcome> outcomes) {
     const Sequence &sequence = decoding.sequence();
     if (sequence.num_outputs() == 1) counters_.num_cached_tokens += static_cast<uint64_t>(sequence.num_cached);
     if (const std::optional<ts_finish> why = sequence.finish()) {
-      finish(Transition::apply(std::move(decoding), Stop{*why}));
+      stop(std::move(decoding), *why);
       seq.num_tokens = 0;
       return;
     }
@@ -327,6 +370,20 @@ void Scheduler::append(int32_t r, std::span<Outcome> outcomes) {
     seq.state = std::move(decoding);
     if (!goes_on) return;
   }
+}
+
+/// Its last token has ended it. Its session, if it has one, keeps its pages for a while.
+void Scheduler::stop(Decoding &&decoding, ts_finish why) {
+  const Sequence &sequence = decoding.sequence();
+  if (sequence.lease_ms == 0 || !options_.prefix_cache) {
+    finish(Transition::apply(std::move(decoding), Stop{why}));
+    return;
+  }
+  Leases &leases = leases_of_[static_cast<size_t>(sequence.owner)];
+  Paused paused = Transition::apply(std::move(decoding), Pause{why, now_ms_ + sequence.lease_ms});
+  finish(std::move(paused.finished));
+  leases.add(std::move(paused.leased));
+  while (leases.num_pages() > options_.num_pages / 2) leases.end_soonest();
 }
 
 void Scheduler::fail(Batch &&batch, const std::string &message) {
@@ -423,6 +480,9 @@ void Scheduler::check() const {
   }
   const auto by_owner = [](const Running &a, const Running &b) { return a.sequence().owner < b.sequence().owner; };
   TS_ASSERT(std::is_sorted(running_.begin(), running_.end(), by_owner), "those of an owner are together");
+  for (const Leases &leases : leases_of_) {
+    TS_ASSERT(leases.num_pages() <= options_.num_pages / 2, "leases hold at most half of the pages");
+  }
   TS_ASSERT(num_prefilling <= 1, "at most one sequence is in the middle of its prefill");
 }
 

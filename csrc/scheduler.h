@@ -12,6 +12,7 @@
 #include "batch.h"
 #include "cache_parts.h"
 #include "events.h"
+#include "leases.h"
 #include "states.h"
 
 namespace ts {
@@ -127,6 +128,9 @@ inline int32_t Batch::Running::num_computed() const {
 /// Decides what each step computes: continuous batching under a token budget, decodes first, then prefills in chunks,
 /// first come first served; the prefix cache; preemption of the youngest when pages run out.
 ///
+/// A session's last request may leave a lease: its full pages stay until its next one is admitted, or their time has come, or
+/// they are the only way for another request to run.
+///
 /// A pure function of its state and of the calls it gets: no clock, no thread, no device. Between schedule() and
 /// commit() the running sequences are the batch's. A step costs O(sequences in the batch + pages they cross).
 ///
@@ -149,6 +153,12 @@ class Scheduler {
   void cancel(uint64_t id);
   void cancel_all();
 
+  /// The time of what follows, from any origin. It may jump; backwards it has no effect.
+  void set_time(int64_t now_ms);
+
+  /// Gives up what sessions have left for their next turns.
+  void end_leases();
+
   /// The next step, or nothing if there is nothing to do. One batch may be in flight.
   std::optional<Batch> schedule();
 
@@ -166,6 +176,7 @@ class Scheduler {
   bool idle() const { return waiting_.empty() && running_.empty(); }
   const CacheParts &cache() const { return cache_; }
   const PagePool &pool(int32_t owner = 0) const { return cache_.pool(owner); }
+  int32_t num_leases() const;
   const SchedulerCounters &counters() const { return counters_; }
 
   void check() const;  ///< asserts every invariant that can be seen between steps; O(pages), for tests
@@ -174,6 +185,8 @@ class Scheduler {
   using Running = Batch::Running;
   using Waiting = std::variant<Queued, Preempted>;
 
+  bool make_room(int32_t owner);
+  bool end_soonest_leases();
   bool grow_decodes();
   bool grow_prefill(int32_t &left);
   void draft(int32_t left);
@@ -186,6 +199,7 @@ class Scheduler {
   void fill_arrays();
   void advance(int32_t r, std::span<Outcome> outcomes, size_t &next_outcome);
   void append(int32_t r, std::span<Outcome> outcomes);
+  void stop(Decoding &&decoding, ts_finish why);
   void finish(Finished &&finished);
   void preempt(int32_t r);
   int32_t youngest() const;
@@ -195,6 +209,7 @@ class Scheduler {
 
   SchedulerOptions options_;
   CacheParts cache_;
+  std::vector<Leases> leases_of_;  // each owner
   BatchArrays arrays_;
   std::deque<Waiting> waiting_;   // oldest first
   std::vector<Running> running_;  // index: row of the page table; sorted by owner; empty while a batch is in flight
@@ -204,6 +219,7 @@ class Scheduler {
   std::vector<Finished> finished_;
   SchedulerCounters counters_;
   uint64_t next_arrival_ = 0;
+  int64_t now_ms_ = 0;
   bool in_flight_ = false;
   bool pages_short_ = false;  // the oldest waiting sequence did not fit, and nothing has changed that
 };

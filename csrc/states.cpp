@@ -44,7 +44,9 @@ void Context::seal(PrefixCache &cache, const Sequence &sequence, int32_t num_com
   for (; num_sealed() < num_full; ++num_newly) {
     const size_t index = sealed_.size();
     TS_ASSERT(!cache.enabled() || index < sequence.hashes.size(), "a page was filled before its hash was known");
-    sealed_.push_back(cache.seal(std::move(open_[num_newly]), cache.enabled() ? sequence.hashes[index] : PageHash{}));
+    sealed_.push_back(cache.enabled() ? cache.seal(std::move(open_[num_newly]), sequence.hashes[index],
+                                                   sequence.parent(index), sequence.page(index))
+                                      : cache.seal(std::move(open_[num_newly]), {}));
     row[index] = sealed_.back().number();  // another page, if the same content was here already
   }
   open_.erase(open_.begin(), open_.begin() + static_cast<ptrdiff_t>(num_newly));
@@ -73,6 +75,7 @@ void Prefilling::adopt(PrefixCache &cache, std::span<int32_t> row) {
   sequence_->num_cached += std::max(0, std::min(behind, sequence_->num_prompt) - known);
   sequence_->num_reached = std::max(sequence_->num_reached, behind);
   num_computed_ = behind;
+  if (sequence_->num_outputs() == 0) sequence_->miss = explain_miss(cache, *sequence_, context_.num_sealed());
 }
 
 std::vector<SharedPage> match_prefix(PrefixCache &cache, const Sequence &sequence, int32_t first) {
@@ -80,6 +83,16 @@ std::vector<SharedPage> match_prefix(PrefixCache &cache, const Sequence &sequenc
   const std::span<const PageHash> hashes(sequence.hashes);
   const size_t end = std::min(last, hashes.size()), begin = std::min(static_cast<size_t>(first), end);
   return cache.find_prefix(hashes.subspan(begin, end - begin));
+}
+
+Miss explain_miss(const PrefixCache &cache, const Sequence &sequence, int32_t num_found) {
+  const auto page = static_cast<size_t>(num_found);
+  const int32_t begin = num_found * sequence.page_size;
+  if (!cache.enabled()) return {TS_MISS_OFF, 0};
+  if (begin + sequence.page_size > sequence.num_prompt - 1) return {};  // the last token's page is computed always
+  Miss miss = cache.explain(sequence.hashes[page], sequence.parent(page), sequence.page(page));
+  miss.at = begin + (sequence.salted ? miss.at : 0);
+  return miss;
 }
 
 }  // namespace ts

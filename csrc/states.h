@@ -36,6 +36,9 @@ class Context {
   /// Seals every page that the first `num_computed` tokens fill.
   void seal(PrefixCache &cache, const Sequence &sequence, int32_t num_computed, std::span<int32_t> row);
 
+  /// Gives up what is not sealed.
+  void drop_open() { open_.clear(); }
+
   /// Nobody finds these pages from now on.
   void forget(PrefixCache &cache) const;
 
@@ -117,21 +120,49 @@ class Finished {
   uint64_t id() const { return id_; }
   ts_finish finish() const { return finish_; }
   int32_t num_cached() const { return num_cached_; }
+  Miss miss() const { return miss_; }
   const std::string &message() const { return message_; }  ///< with TS_FINISH_ERROR
 
  private:
   friend class Transition;
   Finished(const Sequence &sequence, ts_finish finish, std::string message)
-      : id_(sequence.id), finish_(finish), num_cached_(sequence.num_cached), message_(std::move(message)) {}
+      : id_(sequence.id),
+        finish_(finish),
+        num_cached_(sequence.num_cached),
+        miss_(sequence.miss),
+        message_(std::move(message)) {}
 
   uint64_t id_;
   ts_finish finish_;
   int32_t num_cached_;
+  Miss miss_;
   std::string message_;
+};
+
+/// What a session's last request leaves for its next one: its full pages, which nobody evicts for as long as this lives.
+class Leased {
+ public:
+  uint64_t session() const { return session_; }
+  int64_t until_ms() const { return until_ms_; }
+  int32_t num_pages() const { return context_.num_sealed(); }
+
+ private:
+  friend class Transition;
+  Leased(uint64_t session, int64_t until_ms, Context context)
+      : session_(session), until_ms_(until_ms), context_(std::move(context)) {
+    context_.drop_open();
+  }
+
+  uint64_t session_;
+  int64_t until_ms_;
+  Context context_;
 };
 
 /// The pages of `sequence` from page `first` on that the cache can find, without a gap; never all of its tokens,
 /// because the last one's logits must be computed.
 std::vector<SharedPage> match_prefix(PrefixCache &cache, const Sequence &sequence, int32_t first);
+
+/// Why no more than the first `num_found` pages of `sequence` were found.
+Miss explain_miss(const PrefixCache &cache, const Sequence &sequence, int32_t num_found);
 
 }  // namespace ts

@@ -6,8 +6,9 @@ use std::process::Command;
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the repository").to_owned();
-    for path in ["csrc", "CMakeLists.txt"] {
-        println!("cargo::rerun-if-changed={}", root.join(path).display());
+    // Relative to the crate: a target folder that was copied from another checkout must not go by that one's files.
+    for path in ["../csrc", "../CMakeLists.txt"] {
+        println!("cargo::rerun-if-changed={path}");
     }
     let bin = root.join(".venv/bin");
     let mut config = cmake::Config::new(&root);

@@ -20,6 +20,23 @@
 // where: TS_STATE=Finished TS_EVENT=Stop
 // where: TS_STATE=Finished TS_EVENT=Cancel
 // where: TS_STATE=Finished TS_EVENT=Fail
+// where: TS_STATE=Queued TS_EVENT=Pause
+// where: TS_STATE=Queued TS_EVENT=Expire
+// where: TS_STATE=Prefilling TS_EVENT=Pause
+// where: TS_STATE=Prefilling TS_EVENT=Expire
+// where: TS_STATE=Decoding TS_EVENT=Expire
+// where: TS_STATE=Preempted TS_EVENT=Pause
+// where: TS_STATE=Preempted TS_EVENT=Expire
+// where: TS_STATE=Leased TS_EVENT=Admit
+// where: TS_STATE=Leased TS_EVENT=Chunk
+// where: TS_STATE=Leased TS_EVENT=Token
+// where: TS_STATE=Leased TS_EVENT=Preempt
+// where: TS_STATE=Leased TS_EVENT=Stop
+// where: TS_STATE=Leased TS_EVENT=Pause
+// where: TS_STATE=Leased TS_EVENT=Cancel
+// where: TS_STATE=Leased TS_EVENT=Fail
+// where: TS_STATE=Finished TS_EVENT=Pause
+// where: TS_STATE=Finished TS_EVENT=Expire
 // expect: no matching function for call to 'ts::Transition::apply(std::remove_reference<ts::{TS_STATE}&>::type, std::remove_reference<ts::{TS_EVENT}&>::type)'
 void offend(ts::TS_STATE &state, ts::TS_EVENT &event) {
 #ifdef TS_ILLEGAL

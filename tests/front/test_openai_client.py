@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from typing import Any
 
 import openai
 import pytest
@@ -223,6 +224,28 @@ def test_usage_tells_cached_tokens(client: openai.OpenAI) -> None:
     assert cached[0] == 0
     assert cached[1] is not None
     assert cached[1] >= 64
+
+
+def test_a_salt_keeps_tenants_apart_and_a_miss_is_explained(client: openai.OpenAI) -> None:
+    prompt = "# salted\n" + "value = compute(first, second)\n" * 40
+
+    def usage(salt: str | None, text: str = prompt) -> dict[str, Any]:
+        extra = {} if salt is None else {"cache_salt": salt}
+        answer = client.completions.create(model="demo", prompt=text, max_tokens=2, extra_body=extra)
+        assert answer.usage is not None
+        return answer.usage.model_dump()["prompt_tokens_details"]
+
+    assert usage("one") == {**usage("two"), "cached_tokens": 0, "cache_miss": {"reason": "new", "token": 0}}
+    again = usage("one")
+    assert again["cached_tokens"] >= 64
+    assert "cache_miss" not in again
+    assert usage(None)["cached_tokens"] == 0
+    changed = usage("one", prompt[:500] + "X" + prompt[501:])
+    assert changed["cache_miss"]["reason"] == "new"
+    assert changed["cached_tokens"] <= changed["cache_miss"]["token"] < again["cached_tokens"] + 64
+    with pytest.raises(openai.BadRequestError) as empty:
+        usage("")
+    assert empty.value.param == "cache_salt"
 
 
 def test_errors_arrive_as_the_clients_own(client: openai.OpenAI) -> None:

@@ -32,6 +32,7 @@ class _Error(c.Structure):
 class _Options(c.Structure):
     _fields_ = (
         ("size", c.c_uint32),
+        ("event_size", c.c_uint32),
         ("num_threads", c.c_int32),
         ("num_pages", c.c_int32),
         ("kv_bytes", c.c_int64),
@@ -75,6 +76,10 @@ class _Request(c.Structure):
         ("num_stop_tokens", c.c_int32),
         ("ignore_eos", c.c_int32),
         ("num_logprobs", c.c_int32),
+        ("cache_salt", c.c_char_p),
+        ("num_cache_salt", c.c_int32),
+        ("lease_ms", c.c_int32),
+        ("session", c.c_uint64),
     )
 
 
@@ -89,7 +94,9 @@ class _Event(c.Structure):
         ("top_tokens", c.POINTER(c.c_int32)),
         ("top_logprobs", c.POINTER(c.c_float)),
         ("num_cached", c.c_int32),
+        ("miss", c.c_int32),
         ("message", c.c_char_p),
+        ("miss_at", c.c_int32),
     )
 
 
@@ -127,6 +134,9 @@ class Request:
     stop_tokens: Sequence[int] = ()
     ignore_eos: bool = False
     num_logprobs: int = -1
+    cache_salt: bytes = b""
+    lease_ms: int = 0
+    session: int = 0
 
 
 @dataclass
@@ -238,6 +248,7 @@ class Engine:
         self.plan = Plan(path, verify)
         options = _Options(
             c.sizeof(_Options),
+            c.sizeof(_Event),
             num_threads,
             num_pages,
             kv_bytes,
@@ -287,6 +298,10 @@ class Engine:
             len(stop),
             int(request.ignore_eos),
             request.num_logprobs,
+            request.cache_salt,
+            len(request.cache_salt),
+            request.lease_ms,
+            request.session,
         )
         _check(library().ts_engine_submit(self.handle, c.byref(raw), c.byref(error)), error)
         return number

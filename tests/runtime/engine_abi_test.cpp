@@ -24,6 +24,7 @@ using namespace ts::testing;  // NOLINT(google-build-using-namespace): helpers o
 ts_engine_options options() {
   ts_engine_options o{};
   o.size = sizeof(o);
+  o.event_size = sizeof(ts_event);
   o.num_threads = 2;
   o.num_pages = 12;
   o.prefix_cache = 1;
@@ -137,6 +138,7 @@ TEST_F(EngineAbi, RefusesOptionsWithBothNumbers) {
   };
   EXPECT_EQ(refusal([](auto &o) { o.size = 4; }),
             "ts_engine_options.size is 4, this engine's is " + std::to_string(sizeof(ts_engine_options)));
+  expect_in(refusal([](auto &o) { o.event_size = 64; }), {"event_size is 64, but this engine's ts_event has "});
   EXPECT_EQ(refusal([](auto &o) { o.num_threads = -1; }), "num_threads is -1, wanted 0 (the default) or more");
   EXPECT_EQ(refusal([](auto &o) { o.kv_bytes = -5; }), "kv_bytes is -5, wanted 0 (the default) or more");
   EXPECT_EQ(refusal([](auto &o) { o.max_draft = 17; }), "max_draft is 17, wanted 0 (none) to 16");

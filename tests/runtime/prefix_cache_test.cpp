@@ -34,6 +34,71 @@ TEST(PrefixCache, FindsTheLongestPrefixThatIsThere) {
   cache.check();
 }
 
+TEST(PrefixCache, WhatIsFoundAgainSurvivesAScanOfWhatIsNot) {
+  PagePool pool(64, 4);
+  PrefixCache cache(pool, true);
+  std::vector<PageHash> shared;
+  for (int32_t i = 0; i < 16; ++i) shared.push_back(hash_of(i));
+  for (const PageHash &hash : shared) cache.seal(cache.allocate(), hash);
+  EXPECT_EQ(cache.find_prefix(shared).size(), 16);
+  for (int32_t i = 0; i < 1000; ++i) cache.seal(cache.allocate(), hash_of(1000 + i));
+  EXPECT_EQ(cache.find_prefix(shared).size(), 16);
+  cache.check();
+}
+
+TEST(PrefixCache, WhatIsNoLongerFoundMakesRoomInTheEnd) {
+  PagePool pool(64, 4);
+  PrefixCache cache(pool, true);
+  const auto use_twice = [&](int32_t i) {
+    cache.seal(cache.allocate(), hash_of(i));
+    return cache.find(hash_of(i)).has_value();
+  };
+  for (int32_t i = 0; i < 200; ++i) EXPECT_TRUE(use_twice(i));
+  int32_t num_found = 0;
+  for (int32_t i = 0; i < 200; ++i) num_found += cache.find(hash_of(i)).has_value() ? 1 : 0;
+  EXPECT_EQ(num_found, 64) << "the youngest";
+  EXPECT_TRUE(cache.find(hash_of(199)));
+  for (int32_t i = 0; i < 16; ++i) cache.seal(cache.allocate(), hash_of(1000 + i));
+  for (int32_t i = 0; i < 16; ++i) EXPECT_TRUE(cache.find(hash_of(1000 + i))) << "a quarter is for what is new";
+  cache.check();
+}
+
+TEST(PrefixCache, WhatComesBackAfterItsEvictionIsKeptAsIfItHadBeenFound) {
+  PagePool pool(8, 4);
+  PrefixCache cache(pool, true);
+  const auto scan = [&](int32_t from) {
+    for (int32_t i = 0; i < 10; ++i) cache.seal(cache.allocate(), hash_of(from + i));
+  };
+  cache.seal(cache.allocate(), hash_of(1));
+  scan(100);
+  EXPECT_FALSE(cache.find(hash_of(1)));
+  cache.seal(cache.allocate(), hash_of(1));
+  scan(200);
+  EXPECT_TRUE(cache.find(hash_of(1)));
+}
+
+TEST(PrefixCache, ExplainsWhatIsMissing) {
+  PagePool pool(2, 4);
+  PrefixCache cache(pool, true);
+  const PageHash root = page_hasher().root(""), other = page_hasher().root("other");
+  const std::vector<int32_t> tokens = {5, 6, 7, 8}, alike = {5, 6, 9, 8};
+  const auto why = [&](const PageHash &hash, const PageHash &parent) {
+    const Miss miss = cache.explain(hash, parent, alike);
+    return std::pair(miss.why, miss.at);
+  };
+  EXPECT_EQ(why(hash_of(2), root), std::pair(TS_MISS_NEW, 0));
+  cache.seal(cache.allocate(), hash_of(1), root, tokens);
+  EXPECT_EQ(why(hash_of(2), root), std::pair(TS_MISS_NEW, 2)) << "two tokens in common with the page that is there";
+  EXPECT_EQ(why(hash_of(2), other), std::pair(TS_MISS_NEW, 0)) << "but not for another root";
+  EXPECT_EQ(why(hash_of(2), hash_of(1)), std::pair(TS_MISS_NEW, 0));
+  cache.seal(cache.allocate(), hash_of(3), hash_of(1), tokens);
+  EXPECT_EQ(why(hash_of(2), hash_of(1)), std::pair(TS_MISS_NEW, 2));
+  const WritablePage evicts = cache.allocate();
+  EXPECT_EQ(why(hash_of(1), root), std::pair(TS_MISS_EVICTED, 0));
+  EXPECT_EQ(why(hash_of(2), root), std::pair(TS_MISS_NEW, 0)) << "the page that it had tokens in common with is gone";
+  cache.check();
+}
+
 TEST(PrefixCache, FindsWhatWasSealedUntilItIsEvicted) {
   PagePool pool(2, 4);
   PrefixCache cache(pool, true);

@@ -56,6 +56,9 @@ TEST(Request, RefusalsNameWhatWasFoundAndWhatIsWanted) {
        "the prompt's 3 tokens and max_tokens 39 need 11 KV pages of 4 tokens, but the engine has 10: give it more "
        "(num_pages or "
        "kv_bytes), or ask for less"},
+      {[](auto &r) { r.cache_salt.assign(1025, 'x'); }, "num_cache_salt is 1025, wanted at most 1024 bytes"},
+      {[](auto &r) { r.lease_ms = -1; }, "lease_ms is -1, wanted 0 (none) to 3600000"},
+      {[](auto &r) { r.lease_ms = 5; }, "lease_ms is 5 but session is 0: only a session has a lease"},
       {[](auto &r) { r.temperature = -0.5F; }, "temperature is -0.5, wanted a number in [0, inf)"},
       {[&](auto &r) { r.temperature = nan; }, "temperature is nan, wanted a number in [0, inf)"},
       {[&](auto &r) { r.temperature = inf; }, "temperature is inf, wanted a finite number"},

@@ -11,27 +11,11 @@
 namespace ts {
 namespace {
 
+using toy::expect_solo;
 using toy::Harness;
+using toy::request;
 using toy::Request;
 using toy::small;
-
-Request request(uint64_t id, int32_t num_prompt, int32_t max_tokens, uint64_t prompt_seed = 0) {
-  Request r;
-  r.id = id;
-  r.prompt = toy::tokens(num_prompt, prompt_seed == 0 ? id + 100 : prompt_seed, 64);
-  r.max_tokens = max_tokens;
-  r.temperature = id % 2 == 0 ? 0.0F : 0.8F;
-  r.seed = id;
-  r.ignore_eos = 1;
-  return r;
-}
-
-void expect_solo(const Harness &h, const Request &r, const EngineOptions &options) {
-  const toy::Result expected = toy::solo(r, options);
-  const toy::Result &got = h.results.at(r.id);
-  EXPECT_EQ(got.tokens, expected.tokens) << "request " << r.id;
-  EXPECT_EQ(got.finish, expected.finish) << "request " << r.id;
-}
 
 TEST(Scheduler, OneRequestIsPrefilledAndDecoded) {
   const EngineOptions o = small();
@@ -124,89 +108,6 @@ TEST(Scheduler, AManyTimesLargerBatchGivesTheSameOutput) {
   }
   h.run();
   for (const Request &r : all) expect_solo(h, r, o);
-}
-
-// ---- prefix cache ---------------------------------------------------------------------------------------------------
-
-TEST(Scheduler, APrefixIsFoundAgainButNeverTheLastToken) {
-  const EngineOptions o = small();
-  for (const int32_t num_prompt : {3, 4, 5, 8, 11, 12, 13}) {
-    Harness h(o);
-    h.submit(request(1, num_prompt, 2, 7));
-    h.run();
-    EXPECT_EQ(h.results.at(1).num_cached, 0);
-    const Request again = request(2, num_prompt, 6, 7);
-    h.submit(again);
-    h.step();
-    const int32_t cached = (num_prompt - 1) / 4 * 4;
-    EXPECT_EQ(h.last_num_tokens, num_prompt - cached);
-    h.run();
-    EXPECT_EQ(h.results.at(2).num_cached, cached);
-    expect_solo(h, again, o);
-  }
-}
-
-TEST(Scheduler, TheNextTurnFindsPromptAndOutputOfTheLast) {
-  const EngineOptions o = small();
-  Harness h(o);
-  const Request first = request(1, 10, 9);
-  h.submit(first);
-  h.run();
-  Request second = first;
-  second.id = 2;
-  second.prompt.insert(second.prompt.end(), h.results.at(1).tokens.begin(), h.results.at(1).tokens.end());
-  const std::vector<int32_t> more = toy::tokens(3, 9, 64);
-  second.prompt.insert(second.prompt.end(), more.begin(), more.end());
-  h.submit(second);
-  h.run();
-  EXPECT_EQ(h.results.at(2).num_cached, 16)
-      << "10 + 9 tokens, the last of which was never an input: four full pages of 18";
-  expect_solo(h, second, o);
-}
-
-TEST(Scheduler, TwoThatPrefillTheSamePromptAtOnceShareItsPages) {
-  EngineOptions o = small();
-  o.scheduler.token_budget = 24;
-  Harness h(o);
-  const Request a = request(1, 17, 8, 7);
-  const Request b = request(2, 17, 8, 7);
-  h.submit(a);
-  h.submit(b);
-  h.step();  // all of a, and 7 tokens of b: both compute page 0
-  EXPECT_EQ(h.last_num_tokens, 24);
-  h.step();  // b goes on behind a's sealed pages: one token of each
-  EXPECT_EQ(h.last_num_tokens, 2);
-  EXPECT_EQ(o.scheduler.num_pages - h.scheduler.pool().num_available(), 4 + 2) << "four pages together, one each";
-  h.run();
-  EXPECT_EQ(h.results.at(2).num_cached, 16 - 7);
-  expect_solo(h, a, o);
-  expect_solo(h, b, o);
-}
-
-TEST(Scheduler, WithoutAPrefixCacheNothingIsShared) {
-  EngineOptions o = small();
-  o.scheduler.prefix_cache = false;
-  Harness h(o);
-  for (uint64_t id = 1; id <= 3; ++id) h.submit(request(id, 12, 4, 7));
-  h.run();
-  for (uint64_t id = 1; id <= 3; ++id) {
-    expect_solo(h, request(id, 12, 4, 7), o);
-    EXPECT_EQ(h.results.at(id).num_cached, 0);
-  }
-  EXPECT_EQ(h.scheduler.pool().num_blank(), o.scheduler.num_pages);
-}
-
-TEST(Scheduler, WhatWaitsForPagesThatARunningPrefillComputesGetsThem) {
-  EngineOptions o = small();
-  o.scheduler.num_pages = 12;
-  Harness h(o);
-  h.submit(request(1, 33, 8, 7));  // nine pages
-  h.step();
-  h.submit(request(2, 34, 2, 7));  // nine more, of which eight are the first's
-  h.step();
-  EXPECT_EQ(h.last_num_seqs, 2);
-  h.run();
-  EXPECT_EQ(h.results.at(2).num_cached, 32);
 }
 
 // ---- preemption -----------------------------------------------------------------------------------------------------

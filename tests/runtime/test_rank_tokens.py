@@ -29,7 +29,7 @@ import ctypes, sys
 sys.path.insert(0, {folder!r})
 import engine
 plan, error = engine.Plan({plan!r}), engine._Error()
-options = engine._Options(ctypes.sizeof(engine._Options), 1)
+options = engine._Options(ctypes.sizeof(engine._Options), ctypes.sizeof(engine._Event), 1)
 options.rank, options.rendezvous, options.rank_timeout_ms = {rank}, {name!r}, 60000
 status = engine.library().ts_rank_run(plan.handle, ctypes.byref(options), ctypes.byref(error))
 sys.exit(error.message.decode() if status else 0)

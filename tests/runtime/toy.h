@@ -149,6 +149,9 @@ struct Request {
   std::vector<int32_t> stop;
   int32_t ignore_eos = 0;
   int32_t num_logprobs = -1;
+  std::string cache_salt;
+  int32_t lease_ms = 0;
+  uint64_t session = 0;
 
   ts_request abi() const {
     ts_request r{};
@@ -171,6 +174,10 @@ struct Request {
     r.num_stop_tokens = static_cast<int32_t>(stop.size());
     r.ignore_eos = ignore_eos;
     r.num_logprobs = num_logprobs;
+    r.cache_salt = cache_salt.data();
+    r.num_cache_salt = static_cast<int32_t>(cache_salt.size());
+    r.lease_ms = lease_ms;
+    r.session = session;
     return r;
   }
 };
@@ -181,6 +188,7 @@ struct Result {
   std::optional<ts_finish> finish;
   std::string message;
   int32_t num_cached = 0;
+  ts::Miss miss;
 };
 
 inline std::vector<int32_t> tokens(int32_t n, uint64_t seed, int32_t vocab_size) {
@@ -273,6 +281,7 @@ class Harness {
       result.finish = f.finish();
       result.message = f.message();
       result.num_cached = f.num_cached();
+      result.miss = f.miss();
     }
     if (check) scheduler.check();
     return batch.has_value();
@@ -307,6 +316,26 @@ inline ts::EngineOptions small() {
   o.vocab_size = 64;
   o.eos_token_ids = {1};
   return o;
+}
+
+/// Prompts of the same seed are alike; every other one samples.
+inline Request request(uint64_t id, int32_t num_prompt, int32_t max_tokens, uint64_t prompt_seed = 0) {
+  Request r;
+  r.id = id;
+  r.prompt = tokens(num_prompt, prompt_seed == 0 ? id + 100 : prompt_seed, 64);
+  r.max_tokens = max_tokens;
+  r.temperature = id % 2 == 0 ? 0.0F : 0.8F;
+  r.seed = id;
+  r.ignore_eos = 1;
+  return r;
+}
+
+/// Whatever else ran, its output is what it gives alone.
+inline void expect_solo(const Harness &h, const Request &r, const ts::EngineOptions &options) {
+  const Result expected = solo(r, options);
+  const Result &got = h.results.at(r.id);
+  EXPECT_EQ(got.tokens, expected.tokens) << "request " << r.id;
+  EXPECT_EQ(got.finish, expected.finish) << "request " << r.id;
 }
 
 }  // namespace toy

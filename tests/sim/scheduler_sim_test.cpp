@@ -43,6 +43,8 @@ class World {
       ASSERT_GT(--patience, 0) << "requests starve";
     }
     ASSERT_TRUE(harness_.scheduler.idle());
+    harness_.scheduler.set_time(latest_ms_ + 200);
+    ASSERT_EQ(harness_.scheduler.num_leases(), 0) << "a lease has not ended";
     expect_every_page();
     for (const auto &[id, request] : requests_) compare(request);
   }
@@ -63,6 +65,7 @@ class World {
     if (e.what == "arrive") {
       requests_[id] = e.request(options_.vocab_size);
       harness_.submit(requests_[id]);
+      ++tenants_[requests_[id].cache_salt];
       if (poison_of(requests_[id]) < e.prompt) arrive_poisoned(requests_[id]);
     } else if (e.what == "cancel") {
       harness_.scheduler.cancel(id);
@@ -73,8 +76,11 @@ class World {
       if (e.what == "fail") return;
       for (const auto &[live, request] : requests_) cancelled_.insert(live);
       harness_.scheduler.cancel_all();
+      harness_.scheduler.end_leases();
       ASSERT_TRUE(harness_.scheduler.idle());
       expect_every_page();
+    } else if (e.what == "jump") {
+      now_ms_ += e.by_ms;
     } else {
       FAIL() << "nobody knows what '" << e.what << "' is";
     }
@@ -98,6 +104,8 @@ class World {
   }
 
   void step() {
+    harness_.scheduler.set_time(++now_ms_);
+    latest_ms_ = std::max(latest_ms_, now_ms_);
     harness_.step();
     ++num_steps_;
     const SchedulerOptions &o = options_.scheduler;
@@ -112,6 +120,9 @@ class World {
     ASSERT_TRUE(got.finish.has_value()) << "request " << request.id << " never ended";
     ASSERT_TRUE(got.num_cached <= poison_of(request) || in_company_.contains(request.id))
         << "request " << request.id << " found poison in the cache";
+    if (request.cache_salt.size() > 0 && tenants_.at(request.cache_salt) == 1) {
+      ASSERT_EQ(got.num_cached, 0) << "request " << request.id << " found another tenant's pages";
+    }
     const bool failed = got.finish == TS_FINISH_ERROR && got.message == "failed";
     const bool cancelled = got.finish == TS_FINISH_CANCELLED;
     if (!failed && !cancelled) {
@@ -128,9 +139,11 @@ class World {
   EngineOptions options_;
   toy::Harness harness_;
   int64_t num_steps_ = 0;
+  int64_t now_ms_ = 0, latest_ms_ = 0;
   std::map<uint64_t, toy::Request> requests_;
   std::set<uint64_t> cancelled_;
-  std::vector<uint64_t> poisoned_;  // that may live
+  std::map<std::string, int> tenants_;  // how many requests have a salt
+  std::vector<uint64_t> poisoned_;      // that may live
   std::set<uint64_t> in_company_;
 };
 

@@ -15,7 +15,7 @@ namespace sim {
 
 struct Event {
   int64_t at = 0;      ///< before this step
-  std::string what;    ///< arrive, cancel, fail (the step cannot be run), lose (a rank: whatever lives ends)
+  std::string what;    ///< arrive, cancel, fail (the step cannot be run), lose (a rank: whatever lives ends), jump
   int64_t id = 0;      ///< of arrive and cancel
   int64_t prompt = 0;  ///< of an arrival, all that follows: tokens of its prompt
   int64_t family = 0;  ///< prompts of one family are alike
@@ -23,15 +23,20 @@ struct Event {
   int64_t max_tokens = 0, seed = 0, warm = 0, top_k = 0, narrow = 0, repeated = 0, frequent = 0, ignore_eos = 0;
   int64_t stop = 0;    ///< a stop token, if not 0
   int64_t repeat = 0;  ///< outputs are nearly always one of so many tokens, if not 0: drafts come true, or now and then
+  int64_t tenant = 0;  ///< whose salt it has, if not 0
+  int64_t session = 0, lease_ms = 0;
+  int64_t by_ms = 0;  ///< of a jump of the clock, which else moves a millisecond a step
 
   template <class Self, class F>
   static void fields(Self &e, const F &f) {
     if (e.what == "arrive" || e.what == "cancel") f("id", e.id);
+    if (e.what == "jump") f("by_ms", e.by_ms);
     if (e.what != "arrive") return;
     f("prompt", e.prompt), f("family", e.family), f("changed", e.changed), f("changed_to", e.changed_to);
     f("poison", e.poison), f("max_tokens", e.max_tokens), f("seed", e.seed), f("warm", e.warm), f("top_k", e.top_k);
     f("narrow", e.narrow), f("repeated", e.repeated), f("frequent", e.frequent), f("ignore_eos", e.ignore_eos);
-    f("stop", e.stop), f("repeat", e.repeat);
+    f("stop", e.stop), f("repeat", e.repeat), f("tenant", e.tenant), f("session", e.session);
+    f("lease_ms", e.lease_ms);
   }
 
   toy::Request request(int32_t vocab_size) const {
@@ -48,6 +53,9 @@ struct Event {
     r.repetition_penalty = repeated != 0 ? 1.3F : 1.0F;
     r.frequency_penalty = frequent != 0 ? 0.5F : 0.0F;
     r.ignore_eos = static_cast<int32_t>(ignore_eos);
+    if (tenant != 0) r.cache_salt = std::to_string(tenant);
+    r.session = static_cast<uint64_t>(session);
+    r.lease_ms = session != 0 ? static_cast<int32_t>(lease_ms) : 0;
     if (stop != 0) r.stop = {static_cast<int32_t>(stop)};
     for (int64_t i = 0; i < repeat; ++i) r.logit_bias.push_back({static_cast<int32_t>(4 + i), 30});
     return r;
@@ -157,6 +165,10 @@ class Draw {
       }
       if (one_in(400)) add(s, at, "fail");
       if (one_in(2000)) add(s, at, "lose");
+      if (one_in(100)) {
+        add(s, at, "jump");
+        s.events.back().by_ms = one_in(4) ? between(-20, 0) : between(0, 1000);
+      }
     }
     return s;
   }
@@ -187,6 +199,8 @@ class Draw {
     e.repeated = one_in(4) ? 1 : 0, e.frequent = one_in(4) ? 1 : 0, e.ignore_eos = between(0, 1);
     if (one_in(4)) e.stop = between(4, 23);
     if (one_in(4)) e.repeat = between(1, 2);
+    if (one_in(8)) e.tenant = one_in(4) ? id + 2 : between(1, 2);  // of one request alone, or of many
+    if (one_in(2)) e.session = between(1, 4), e.lease_ms = one_in(3) ? 0 : between(1, 200);
     return e;
   }
 

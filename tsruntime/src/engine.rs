@@ -52,6 +52,7 @@ impl Options {
         let pointer = |text: &Option<CString>| text.as_ref().map_or(ptr::null(), |text| text.as_ptr());
         body(&ffi::ts_engine_options {
             size: size_of::<ffi::ts_engine_options>() as u32,
+            event_size: size_of::<ffi::ts_event>() as u32,
             num_threads: self.num_threads,
             num_pages: self.num_pages,
             kv_bytes: self.kv_bytes,
@@ -93,6 +94,9 @@ pub struct Request {
     pub stop_tokens: Arc<[i32]>,
     pub ignore_eos: bool,
     pub num_logprobs: i32,
+    pub cache_salt: Arc<str>,
+    pub lease_ms: i32,
+    pub session: u64,
 }
 
 /// Why the engine did not take a request, or gave one up.
@@ -124,6 +128,16 @@ pub struct Token {
     pub top: Box<[(u32, f32)]>,
     /// Prompt tokens that came from the prefix cache; told with the first token.
     pub num_cached: u32,
+    /// Why there were no more; with the same token.
+    pub miss: Option<Miss>,
+}
+
+/// What the prefix cache did not hold of a prompt, that it might have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Miss {
+    pub reason: &'static str,
+    /// The prompt's token from which on it was missed.
+    pub token: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -251,6 +265,10 @@ impl Engine {
             num_stop_tokens: count(request.stop_tokens.len()),
             ignore_eos: i32::from(request.ignore_eos),
             num_logprobs: request.num_logprobs,
+            cache_salt: request.cache_salt.as_ptr(),
+            num_cache_salt: count(request.cache_salt.len()),
+            lease_ms: request.lease_ms,
+            session: request.session,
         };
         // Before submitting: the first event may come before the call returns.
         self.routes().insert(id, (sender.clone(), index));
@@ -297,7 +315,17 @@ unsafe fn owned(event: &ffi::ts_event) -> Event {
         logprob: event.logprob,
         top,
         num_cached: u32::try_from(event.num_cached).unwrap_or(0),
+        miss: miss(event),
     })
+}
+
+fn miss(event: &ffi::ts_event) -> Option<Miss> {
+    let reason = match event.miss {
+        ffi::TS_MISS_NEW => "new",
+        ffi::TS_MISS_EVICTED => "evicted",
+        _ => return None,
+    };
+    Some(Miss { reason, token: u32::try_from(event.miss_at).unwrap_or(0) })
 }
 
 unsafe fn text_at(text: *const c_char) -> String {

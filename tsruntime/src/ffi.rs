@@ -1,4 +1,4 @@
-//! csrc/engine.h (TS_ENGINE_ABI 2), as far as the front uses it. Fields mean what that file says.
+//! csrc/engine.h (TS_ENGINE_ABI 3), as far as the front uses it. Fields mean what that file says.
 
 use std::ffi::{c_char, c_int};
 
@@ -28,6 +28,7 @@ pub struct ts_error {
 #[repr(C)]
 pub struct ts_engine_options {
     pub size: u32,
+    pub event_size: u32,
     pub num_threads: i32,
     pub num_pages: i32,
     pub kv_bytes: i64,
@@ -73,8 +74,14 @@ pub struct ts_request {
     pub num_stop_tokens: i32,
     pub ignore_eos: i32,
     pub num_logprobs: i32,
+    pub cache_salt: *const u8,
+    pub num_cache_salt: i32,
+    pub lease_ms: i32,
+    pub session: u64,
 }
 
+pub const TS_MISS_NEW: i32 = 1;
+pub const TS_MISS_EVICTED: i32 = 2;
 pub const TS_EVENT_FINISHED: i32 = 2;
 pub const TS_FINISH_STOP: i32 = 1;
 pub const TS_FINISH_LENGTH: i32 = 2;
@@ -92,11 +99,10 @@ pub struct ts_event {
     pub top_tokens: *const i32,
     pub top_logprobs: *const f32,
     pub num_cached: i32,
+    pub miss: i32,
     pub message: *const c_char,
+    pub miss_at: i32,
 }
-
-// The other structs carry their size, which the engine checks.
-const _: () = assert!(size_of::<ts_event>() == 64);
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]

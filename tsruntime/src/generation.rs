@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::engine::{EngineError, Event, Finish};
+use crate::engine::{EngineError, Event, Finish, Miss};
 use crate::metrics::Metrics;
 use crate::model::{Model, Tokens, random_seed};
 use crate::output::{Delta, Output};
@@ -16,6 +16,8 @@ pub struct Usage {
     pub prompt_tokens: u64,
     pub completion_tokens: u64,
     pub cached_tokens: u64,
+    /// Why the prefix cache held no more of the prompt, if there is just one.
+    pub miss: Option<Miss>,
 }
 
 /// Running sequences: those of the first prompt, then those of the second, ... Dropping it cancels what still runs.
@@ -118,6 +120,7 @@ impl Generation {
             prompt_tokens: self.prompt_tokens.iter().map(|&count| count as u64).sum(),
             completion_tokens: self.outputs.iter().map(|output| u64::from(output.num_tokens)).sum(),
             cached_tokens: prompts.map(|output| u64::from(output.num_cached)).sum(),
+            miss: self.outputs.first().filter(|_| self.prompt_tokens.len() == 1).and_then(|output| output.miss),
         }
     }
 }

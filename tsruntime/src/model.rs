@@ -218,6 +218,9 @@ impl Model {
             stop_tokens: params.stop_token_ids.as_slice().into(),
             ignore_eos: params.ignore_eos,
             num_logprobs: params.logprobs.map_or(-1, |count| count as i32),
+            cache_salt: params.cache_salt.as_str().into(),
+            lease_ms: params.lease_ms as i32,
+            session: session(params, index),
         }
     }
 }
@@ -228,6 +231,17 @@ fn open_text(plan: &Arc<Plan>) -> Result<Option<Text>, String> {
     let template = plan.entry("tsp/text/template").unwrap_or_default();
     let worker = ["/proc/self/exe", "text", "worker"].map(OsString::from).to_vec();
     Text::open(tokenizer, &template, worker).map(Some).map_err(|error| error.to_string())
+}
+
+/// What names a session to the engine: another for each tenant, and for each sequence of a request; 0 for none.
+fn session(params: &Params, index: usize) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    if params.prompt_cache_key.is_empty() {
+        return 0;
+    }
+    let mut hasher = DefaultHasher::new();
+    (&params.cache_salt, &params.prompt_cache_key, index).hash(&mut hasher);
+    hasher.finish().max(1)
 }
 
 /// A seed for a request that names none.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tsruntime_text::{DecodeOptions, Detokenizer, StopMatcher, Tokenizer};
 
-use crate::engine::{Finish, Token};
+use crate::engine::{Finish, Miss, Token};
 use crate::request::Params;
 
 /// Why an output ended.
@@ -59,6 +59,7 @@ pub struct Output {
     held: Vec<Token>,
     pub num_tokens: u32,
     pub num_cached: u32,
+    pub miss: Option<Miss>,
     pub finish: Option<FinishReason>,
 }
 
@@ -75,6 +76,7 @@ impl Output {
             held: Vec::new(),
             num_tokens: 0,
             num_cached: 0,
+            miss: None,
             finish: None,
         }
     }
@@ -83,6 +85,7 @@ impl Output {
     pub fn token(&mut self, token: Token) -> Delta {
         if self.num_tokens == 0 {
             self.num_cached = token.num_cached;
+            self.miss = token.miss;
         }
         self.num_tokens += 1;
         if self.stop_tokens.binary_search(&token.id.cast_signed()).is_ok() {

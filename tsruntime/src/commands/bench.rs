@@ -110,6 +110,9 @@ async fn batch(model: &Model, seed: u64, prompt: u32, decode: u32, batch: u32) -
             stop_tokens: Arc::default(),
             ignore_eos: true,
             num_logprobs: -1,
+            cache_salt: "".into(),
+            lease_ms: 0,
+            session: 0,
         })
         .collect();
     let submitted = Instant::now();

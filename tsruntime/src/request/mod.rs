@@ -47,6 +47,11 @@ pub struct Params {
     pub include_stop: bool,
     pub stream: bool,
     pub include_usage: bool,
+    /// The tenant's: only requests of the same salt find each other's prompts in the prefix cache. Empty: none.
+    pub cache_salt: String,
+    /// How long the prefix cache keeps what a session has computed, for its next turn, and what names the session.
+    pub lease_ms: u32,
+    pub prompt_cache_key: String,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -10,19 +10,13 @@ const N_MAX: i64 = 128;
 const STOPS_MAX: usize = 16;
 const STOP_BYTES_MAX: usize = 1024;
 const STOP_TOKENS_MAX: usize = 1024;
+const SALT_BYTES_MAX: usize = 1024;
+const LEASE_MS_MAX: i64 = 3_600_000;
 const INT32_MAX: i64 = i32::MAX as i64;
 
 /// Fields of OpenAI's API that change nothing about what is generated.
-const HARMLESS: [&str; 8] = [
-    "user",
-    "metadata",
-    "store",
-    "service_tier",
-    "parallel_tool_calls",
-    "safety_identifier",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-];
+const HARMLESS: [&str; 7] =
+    ["user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_retention"];
 
 /// All but what prompts and logprobs look like.
 pub fn common(fields: &mut Fields, limits: &Limits) -> Result<Params, ApiError> {
@@ -40,7 +34,14 @@ pub fn common(fields: &mut Fields, limits: &Limits) -> Result<Params, ApiError> 
         include_stop: fields.boolean("include_stop_str_in_output")?.unwrap_or(false),
         stream,
         include_usage: include_usage(fields, stream)?,
+        cache_salt: cache_salt(fields)?,
+        lease_ms: fields.integer("lease_ms", 0..=LEASE_MS_MAX)?.unwrap_or(0) as u32,
+        prompt_cache_key: fields.string("prompt_cache_key")?.unwrap_or_default(),
     };
+    if params.lease_ms > 0 && params.prompt_cache_key.is_empty() {
+        let message = "`lease_ms` is set; a `prompt_cache_key` that names the session is wanted with it";
+        return Err(ApiError::field("lease_ms", "invalid_value", message));
+    }
     fields.ignore(&HARMLESS);
     unsupported(fields)?;
     Ok(params)
@@ -79,6 +80,15 @@ fn logit_bias(fields: &mut Fields, vocab_size: u32) -> Result<Vec<(i32, f32)>, A
         pairs.push((id as i32, number(value, &path, -100.0..=100.0)?));
     }
     Ok(pairs)
+}
+
+fn cache_salt(fields: &mut Fields) -> Result<String, ApiError> {
+    let Some(salt) = fields.string("cache_salt")? else { return Ok(String::new()) };
+    if salt.is_empty() || salt.len() > SALT_BYTES_MAX {
+        let message = format!("`cache_salt` has {} bytes; 1 to {SALT_BYTES_MAX} are wanted", salt.len());
+        return Err(ApiError::field("cache_salt", "invalid_value", message));
+    }
+    Ok(salt)
 }
 
 fn stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {

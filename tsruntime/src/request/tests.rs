@@ -24,6 +24,17 @@ fn a_completion_has_the_defaults_of_its_api() {
 }
 
 #[test]
+fn a_lease_needs_a_session() {
+    let leased = json!({"prompt": "a", "lease_ms": 5000, "prompt_cache_key": "s", "cache_salt": "t"});
+    let params = completion(leased, &LIMITS).unwrap().params;
+    assert_eq!((params.lease_ms, params.prompt_cache_key.as_str(), params.cache_salt.as_str()), (5000, "s", "t"));
+    let found = refused(completion, json!({"prompt": "a", "lease_ms": 5000}));
+    assert_eq!((found.0.as_str(), found.1), ("lease_ms", "invalid_value"));
+    assert_eq!(refused(completion, json!({"prompt": "a", "lease_ms": 3_600_001})).0, "lease_ms");
+    assert_eq!(refused(completion, json!({"prompt": "a", "cache_salt": ""})).0, "cache_salt");
+}
+
+#[test]
 fn a_chat_may_fill_the_context() {
     let messages = json!([{"role": "user", "content": "hi"}]);
     let request = chat(json!({"messages": messages}), &LIMITS).unwrap();

@@ -140,11 +140,15 @@ impl Reply {
 
 impl Usage {
     fn json(&self) -> Value {
+        let mut details = json!({"cached_tokens": self.cached_tokens});
+        if let Some(miss) = self.miss {
+            details["cache_miss"] = json!({"reason": miss.reason, "token": miss.token});
+        }
         json!({
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "prompt_tokens_details": details,
         })
     }
 }
