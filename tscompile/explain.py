@@ -173,4 +173,6 @@ def collective_lines(collectives: Sequence[dict[str, Any]]) -> list[str]:
         for c in collectives
     )
     title = "collectives: bytes of the whole value and predicted time, by tokens of a step"
+    if any(c["collective"] == "ragged_all_to_all" for c in collectives):
+        title += "; ragged ones as if every expert had as many rows"
     return [title, *table(("collective", "over", "value", "", *heads), rows)]

@@ -105,13 +105,13 @@ class Interpreter:
 
     def _run_across(self, across: Across, op: Op, ranks: list[dict[int, Any]]) -> None:
         """Every group of the op's axis that has what it takes or gives."""
-        axis, (x,), (out,) = str(op.attrs["axis"]), op.inputs, op.outputs
+        axis, (out,) = str(op.attrs["axis"]), op.outputs
         starts = self.starts[axis] if axis in over_of(out) else None
         for rank in range(len(ranks)):
             group = self.mesh.group(rank, axis)
-            if group[0] != rank or not any(self._has(x, r) for r in group):
+            if group[0] != rank or not any(self._has(op.inputs[0], r) for r in group):
                 continue
-            terms = [self._read(x, r, ranks) if self._has(x, r) else None for r in group]
+            terms = [[self._read(x, r, ranks) if self._has(x, r) else None for x in op.inputs] for r in group]
             for r, tensor in zip(group, across(terms, op.attrs, starts), strict=True):
                 if tensor is not None and self._has(out, r):
                     self._set(ranks[r], op.outputs, [tensor])

@@ -34,8 +34,9 @@ class Sym:
     T. over: the mesh axes over which it is sharded; `mesh.token_starts` says who has which part, for all
     values alike.
 
-    R is T as a dim of rows that are sorted by the expert that they are routed to. Sharded, it is ragged: a
-    rank has the rows of its own experts, however many those are (R * times is the most).
+    R is T as a dim of rows that are sorted by the expert that they are routed to. Who owns them is settled in
+    one of two ways. By expert it is ragged: a rank has the rows of its own experts, however many those are
+    (R * times is the most). By token, `over` an axis, a rank has those of its own tokens: R*8/dp.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Sym:
 
     @property
     def ragged(self) -> bool:
-        """Ranks may have different numbers of it: who owns which is settled by an expert, not by a count."""
+        """A dim of rows that are routed: by expert, ranks have as many of it as their experts are chosen."""
         return self.name == "R"
 
     def size(self, sizes: Mapping[str, int]) -> int:
@@ -106,6 +107,9 @@ GROUP_KINDS = {
     "sort_routes": "sort_routes: ids[T,k], numbers[E] -> order[R], counts[E]",
     "experts": "[dispatch,] expert_linear [, swiglu] [, cast] [, combine]: x[T,K] and order, or rows[R,K]; "
     "counts, weight[E,N,K] (, order, weights) -> [R,N] or [T,N]",
+    # Where rows move to the ranks of their experts, and back:
+    "dispatch": "dispatch: x[T,K], order[R] -> [R,K]",
+    "combine": "combine: rows[R,N], order[R], weights[T,k] -> f32[T,N]",
     "elementwise": "a tree of elementwise ops (OpDef.elementwise) of one number of elements a row, whose "
     "leaves may be a split of the last dim (one part is read), or a concat of it: inputs -> one output",
     # What is left where qkv_write does not match (slower, still right):
@@ -132,6 +136,11 @@ class Value:
     def row_elements(self) -> int:
         """Elements of one row: the product of the dims that are not symbolic."""
         return math.prod(dim for dim in self.shape if isinstance(dim, int))
+
+    @property
+    def routed(self) -> bool:
+        """Whether its rows are routes to experts."""
+        return any(isinstance(dim, Sym) and dim.ragged for dim in self.shape)
 
     def __repr__(self) -> str:
         return f"%{self.name}"

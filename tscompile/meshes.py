@@ -17,7 +17,7 @@ from tscompile import inspect, models
 from tscompile.build import Build, Options
 from tscompile.checkpoint import read_json
 from tscompile.errors import CompileError
-from tscompile.ir import DTYPES, Graph, Op, Sym, Value, Weight
+from tscompile.ir import DTYPES, Graph, Op, Value, Weight
 from tscompile.mesh import Mesh
 from tscompile.ops.base import ints, num_bytes
 from tscompile.passes import canonicalize, expand, fit, precision, propagate, reshard
@@ -75,7 +75,7 @@ def meshes(ranks: int, experts: bool) -> list[Mesh]:
 
 
 def has_experts(graph: Graph) -> bool:
-    return any(isinstance(dim, Sym) and dim.ragged for value in graph.values() for dim in value.shape)
+    return any(value.routed for value in graph.values())
 
 
 def _row(graph: Graph, options: Options, mesh: Mesh, load: Load, target: str) -> dict[str, Any]:

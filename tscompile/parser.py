@@ -200,9 +200,12 @@ class _Parser:
             self.take("mark", ":")
             text = self.take("name")
             if self.accept("("):
-                text += f"({self.tokens[self.at].text})"
+                first = self.at
                 self.at += 1
-                self.take("mark", ")")
+                while not self.accept(")"):
+                    self.take("mark", ",")
+                    self.take("name")
+                text += "(" + "".join(token.text for token in self.tokens[first : self.at])
             try:
                 found[axis] = parse_placement(text)
             except ValueError as error:

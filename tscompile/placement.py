@@ -17,12 +17,14 @@ class Replicate:
 
 @dataclass(frozen=True)
 class Shard:
-    """Rank i of n holds the i-th of n equal parts along `dim`."""
+    """Rank i of n holds the i-th of n equal parts along `dim`. owner: of rows that are routed alone, whose
+    they are: "" for those of the rank's experts, "T" for those of its tokens."""
 
     dim: int
+    owner: str = ""
 
     def __str__(self) -> str:
-        return f"S({self.dim})"
+        return f"S({self.dim},{self.owner})" if self.owner else f"S({self.dim})"
 
 
 @dataclass(frozen=True)
@@ -56,20 +58,20 @@ class Stage:
 Placement: TypeAlias = Replicate | Shard | Partial | Owned | Stage
 Placements: TypeAlias = tuple[Placement, ...]  # one an axis of the mesh, in the mesh's order
 
-_TEXT = re.compile(r"R|O|S\((\d+)\)|P\((sum|max)\)|stage\((\d+)\)")
+_TEXT = re.compile(r"R|O|S\((\d+)(?:,(T))?\)|P\((sum|max)\)|stage\((\d+)\)")
 
 
 def parse_placement(text: str) -> Placement:
-    """The inverse of str(). ValueError if `text` is none of R, S(dim), P(sum), P(max), O,
+    """The inverse of str(). ValueError if `text` is none of R, S(dim), S(dim,T), P(sum), P(max), O,
     stage(index)."""
     match = _TEXT.fullmatch(text)
     if match is None:
-        known = "R, S(dim), P(sum), P(max), O, stage(index)"
+        known = "R, S(dim), S(dim,T), P(sum), P(max), O, stage(index)"
         raise ValueError(f"{text!r} is not a placement; known are {known}")
     if match[1] is not None:
-        return Shard(int(match[1]))
-    if match[2] is not None:
-        return Partial(match[2])
+        return Shard(int(match[1]), match[2] or "")
     if match[3] is not None:
-        return Stage(int(match[3]))
+        return Partial(match[3])
+    if match[4] is not None:
+        return Stage(int(match[4]))
     return Owned() if text == "O" else Replicate()

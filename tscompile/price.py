@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tscompile.ir import DTYPES, Op, Sym, Value, Weight
+from tscompile.ir import DTYPES, Op, Value, Weight
 from tscompile.ops import lookup
 from tscompile.ops.base import elements, num_bytes
 from tscompile.placement import Partial, Placement, Replicate, Shard, Stage
@@ -66,11 +66,16 @@ class Prices:
         collective = collective_of(source, target)
         if collective == "nothing":
             return 0.0
-        if not collective or any(isinstance(dim, Sym) and dim.ragged for dim in value.shape):
-            return math.inf  # rows of experts stay where they are; what is combined of them, T rows, moves
+        if not collective or value.routed != (collective == "ragged_all_to_all"):
+            return math.inf
+        if value.routed and (value.dtype == "i32" or not self.topology.rows_moved):
+            return math.inf  # numbers of routes count the tokens that a rank has
         if collective == "slice":
             return 0.0
-        return self.collective(collective, self.bytes_of(value) // parts, ranks)[0]
+        cost = self.collective(collective, self.bytes_of(value) // parts, ranks)[0]
+        if value.routed and target == Shard(0):  # the counts go first; the way back knows them
+            cost += self.collective("all_gather", 0, ranks)[0]
+        return cost
 
     def send(self, value: Value, num_ranks: int) -> float:
         """From one stage to the next, in a mesh of `num_ranks`: stages are farthest apart."""
@@ -96,7 +101,7 @@ def collective_of(source: Placement, target: Placement) -> str:  # noqa: PLR0911
         case Partial(), Shard():
             return "reduce_scatter"
         case Shard(), Shard():
-            return "all_to_all"
+            return "ragged_all_to_all" if source.dim == target.dim else "all_to_all"
         case Stage(), Stage():
             return "send"
     return ""

@@ -9,7 +9,7 @@ of a model, from the second or third on.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -41,11 +41,12 @@ class Path:
 
 @dataclass(frozen=True)
 class Earlier:
-    """What the axes before this one have settled. of_op: parts in all, and of each factor. of_value:
-    into how many parts it is cut."""
+    """What the axes before this one have settled. of_op: parts in all, and of each factor. of_value: into
+    how many parts it is cut. moved: rows of experts that go from one rank to another."""
 
     of_op: Mapping[int, tuple[int, Taken]] = field(default_factory=dict)
     of_value: Mapping[int, int] = field(default_factory=dict)
+    moved: Set[int] = frozenset()
 
     def op(self, op: Op) -> tuple[int, Taken]:
         return self.of_op.get(id(op), (1, frozenset()))
@@ -53,16 +54,25 @@ class Earlier:
     def parts(self, value: Value) -> int:
         return self.of_value.get(id(value), 1)
 
+    def keeps_whole(self, value: Value, placement: Placement) -> bool:
+        """Rows that move over one axis are counted there, so no other axis shares them out."""
+        return not (id(value) in self.moved and isinstance(placement, Shard) and placement.dim == 0)
+
 
 def settled(graph: Graph, index: int) -> Earlier:
     """What the axes before the index-th have sharded."""
     of_op: dict[int, tuple[int, Taken]] = {}
     of_value: dict[int, int] = {}
+    moved: set[int] = set()
     for earlier, (axis, ranks) in enumerate(graph.mesh.axes[:index]):
         if ranks == 1:
             continue
         for op in graph.ops:
-            factor = chosen(op, axis, earlier, ranks).factor
+            strategy = chosen(op, axis, earlier, ranks)
+            factor = strategy.factor
+            for value, wanted in zip(op.inputs, strategy.takes, strict=True):
+                if collective_of(value.placement[earlier], wanted) == "ragged_all_to_all":
+                    moved.add(id(value))
             parts, taken = of_op.get(id(op), (1, Taken()))
             if op.kind == "boundary" and isinstance(op.outputs[0].placement[earlier], Shard):
                 factor = "t"
@@ -73,7 +83,7 @@ def settled(graph: Graph, index: int) -> Earlier:
         for value in graph.values():
             if isinstance(value.placement[earlier], (Shard, Owned)):
                 of_value[id(value)] = of_value.get(id(value), 1) * ranks
-    return Earlier(of_op, of_value)
+    return Earlier(of_op, of_value, moved)
 
 
 class Search:
@@ -143,7 +153,8 @@ class Search:
             alone = self.first_use[id(value)] >= start and self.last_use[id(value)] < stop
             if id(value) not in labels:
                 labels[id(value)] = len(labels) if alone else id(value)
-            return labels[id(value)], value.shape, value.dtype, self.earlier.parts(value)
+            moved = id(value) in self.earlier.moved
+            return labels[id(value)], value.shape, value.dtype, self.earlier.parts(value), moved
 
         lines = []
         for op in self.graph.ops[start:stop]:
@@ -212,7 +223,11 @@ class Search:
         """What the search may choose from."""
         _, taken = self.earlier.op(op)
         tokens = by_sequence(self.axis) or self.prices.topology.tokens_sharded
-        found = strategies(op, self.axis, self.ranks, tokens=tokens, taken=taken)
+        found = [
+            s
+            for s in strategies(op, self.axis, self.ranks, tokens=tokens, taken=taken)
+            if all(map(self.earlier.keeps_whole, (*op.inputs, *op.outputs), (*s.takes, *s.gives)))
+        ]
         sharded = [s for s in found if s.factor]
         if any(v.state for v in op.inputs):  # a KV cache is held whole only if it must be
             return sharded or found

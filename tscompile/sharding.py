@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tscompile.errors import CompileError, InternalError
-from tscompile.ir import Op, Shape, Sym, Value, Weight
+from tscompile.ir import Dim, Op, Shape, Sym, Value, Weight
 from tscompile.mesh import by_sequence, by_stage
 from tscompile.ops import Rule, lookup
-from tscompile.ops.base import text_of
+from tscompile.ops.base import sharded_by, text_of
 from tscompile.placement import Owned, Partial, Placement, Replicate, Shard, parse_placement
 
 TOKENS = Sym("T")
@@ -63,7 +63,7 @@ def _strategies(op: Op, axis: str, ranks: int, tokens: bool, taken: Taken) -> li
     if ranks == 1:
         return [nothing]
     result = [nothing]
-    for factor in dict.fromkeys(name for dims in rule.inputs for name in dims if name != "."):
+    for factor in rule.factors:
         parts = dict(taken).get(factor, 1)
         if (parts == 1 or _splits_further(op, rule, factor)) and _splits(
             (op, rule), factor, axis, parts * ranks, tokens
@@ -80,11 +80,17 @@ def factor_sizes(op: Op, rule: Rule, factor: str) -> list[int]:
     """The sizes that ranks must divide to shard `factor`: [1] (so that none does) if a dim of it is
     symbolic; a ragged one divides as its experts do."""
     sizes = []
-    for value, dims in zip([*op.inputs, *op.outputs], [*rule.inputs, *rule.outputs], strict=False):
-        for dim, name in zip(value.shape, dims, strict=True):
-            if name == factor and not (isinstance(dim, Sym) and dim.ragged):
-                sizes.append(rule.sizes.get(factor, dim) if isinstance(dim, int) else 1)
+    for dim, placed in _dims(op, rule, factor):
+        if placed.owner or not (isinstance(dim, Sym) and dim.ragged):
+            sizes.append(rule.sizes.get(factor, dim) if isinstance(dim, int) else 1)
     return [size if isinstance(size, int) else 1 for size in sizes]
+
+
+def _dims(op: Op, rule: Rule, factor: str) -> list[tuple[Dim, Shard]]:
+    """The dims of `factor`, and how its sharding places them."""
+    places = [*zip(op.inputs, rule.inputs, strict=False), *zip(op.outputs, rule.outputs, strict=True)]
+    found = [(value, sharded_by(dims, factor)) for value, dims in places]
+    return [(value.shape[placed.dim], placed) for value, placed in found if placed]
 
 
 def chosen(op: Op, axis: str, index: int, ranks: int) -> Strategy:
@@ -135,20 +141,20 @@ def _splits(ruled: tuple[Op, Rule], factor: str, axis: str, ranks: int, tokens: 
         cached and rule.owned and factor != rule.owned and by_sequence(axis)
     ):
         return False
-    places = [*zip(op.inputs, rule.inputs, strict=False), *zip(op.outputs, rule.outputs, strict=True)]
-    dims = [d for value, names in places for d, n in zip(value.shape, names, strict=True) if n == factor]
-    if any(isinstance(dim, Sym) and not dim.ragged for dim in dims):
-        given = factor == rule.owned or all(factor in names for names in rule.outputs)
-        return tokens and given and all(dim == TOKENS for dim in dims)
+    if _whole(op, rule, factor):
+        given = factor in (rule.owned, rule.counted) or all(sharded_by(d, factor) for d in rule.outputs)
+        return tokens and given and all(p.owner or dim == TOKENS for dim, p in _dims(op, rule, factor))
     return all(size % ranks == 0 for size in factor_sizes(op, rule, factor))
+
+
+def _whole(op: Op, rule: Rule, factor: str) -> bool:
+    """Whether a dim of the factor is symbolic, and no expert settles who has what of it."""
+    return any(isinstance(dim, Sym) and (p.owner or not dim.ragged) for dim, p in _dims(op, rule, factor))
 
 
 def _splits_further(op: Op, rule: Rule, factor: str) -> bool:
     """Whether a factor may be shared out over more than one axis. Tokens may not, nor what ids look up."""
-    places = [*zip(op.inputs, rule.inputs, strict=False), *zip(op.outputs, rule.outputs, strict=True)]
-    dims = [d for value, names in places for d, n in zip(value.shape, names, strict=True) if n == factor]
-    whole = any(isinstance(dim, Sym) and not dim.ragged for dim in dims)
-    return not whole and factor not in rule.looked_up
+    return not _whole(op, rule, factor) and factor not in rule.looked_up
 
 
 def _sharded(op: Op, rule: Rule, factor: str) -> Strategy:
@@ -157,9 +163,13 @@ def _sharded(op: Op, rule: Rule, factor: str) -> Strategy:
     def placed(value: Value, dims: Sequence[str], otherwise: Placement) -> Placement:
         if value.state and owned:
             return Owned()
-        return Shard(dims.index(factor)) if factor in dims else otherwise
+        return sharded_by(dims, factor) or otherwise
 
-    takes = [placed(v, dims, Replicate()) for v, dims in zip(op.inputs, rule.inputs, strict=False)]
+    counts = Partial() if factor == rule.counted else Replicate()
+    takes = [
+        placed(v, dims, counts if v.dtype == "i32" else Replicate())
+        for v, dims in zip(op.inputs, rule.inputs, strict=False)
+    ]
     gives = [placed(v, dims, Partial(rule.reduce)) for v, dims in zip(op.outputs, rule.outputs, strict=True)]
     return Strategy(factor, tuple(takes), tuple(gives))
 

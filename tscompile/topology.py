@@ -11,6 +11,7 @@ bytes as it is before it is cut up, and B bytes/s each way:
     direct      base + 2 hop + 2 S/B                    base + hop + S/B           shared memory
 
 all_to_all: base + hop + (n-1)/n S/n/B, send: base + hop + S/B, over whichever algorithm's links are quickest.
+A ragged_all_to_all, of rows of experts, is an all_to_all, as if every expert had as many.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Algorithm:
     def seconds(self, collective: str, num_bytes: float, ranks: int, bytes_per_s: float) -> float:
         """Infinite for what the algorithm does not do."""
         whole, part = num_bytes / bytes_per_s, (ranks - 1) / ranks * num_bytes / bytes_per_s
-        if collective in ("all_to_all", "send"):
+        if collective in ("all_to_all", "ragged_all_to_all", "send"):
             return self.base_s + self.hop_s + (whole if collective == "send" else part / ranks)
         times = 2 if collective == "all_reduce" else 1
         match self.name:
@@ -70,11 +71,13 @@ class Link:
 @dataclass(frozen=True)
 class Topology:
     """tokens_sharded: whether a step's tokens may be shared out in equal parts. By sequence they may always:
-    that is what its axis is for."""
+    that is what its axis is for. rows_moved: whether rows of experts may move from their tokens' ranks to
+    those of their experts, and back."""
 
     name: str
     ranks_a_host: int
     tokens_sharded: bool
+    rows_moved: bool
     flops_per_s: Mapping[str, float]  # by dtype
     read_bytes_per_s: float
     memory_bytes: float
@@ -101,6 +104,7 @@ def topology_of(target: str) -> Topology:
                 name=path.stem,
                 ranks_a_host=data["ranks_a_host"],
                 tokens_sharded=data["tokens_sharded"],
+                rows_moved=data["rows_moved"],
                 flops_per_s={k: float(v) for k, v in data["flops_per_s"].items() if k != "source"},
                 read_bytes_per_s=float(data["read_bytes_per_s"]["value"]),
                 memory_bytes=float(data["memory_bytes"]["value"]),

@@ -57,7 +57,7 @@ class _Verifier:
             cut = [
                 axis
                 for axis, p in zip(self.graph.mesh.names, value.placement, strict=False)
-                if p == Shard(place)
+                if p == Shard(place, "T" if isinstance(dim, Sym) and dim.ragged else "")
             ]
             if over and list(over) != cut:
                 raise InternalError(

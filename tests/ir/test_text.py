@@ -73,7 +73,8 @@ GOOD = """graph g mesh(tp=2) {
         (
             "f32[T, 4] =",
             "f32[T, 4] tp:S(x) =",
-            "line 4: 'S(x)' is not a placement; known are R, S(dim), P(sum), P(max), O, stage(index)",
+            "line 4: 'S(x)' is not a placement; known are R, S(dim), S(dim,T), P(sum), P(max), O, "
+            "stage(index)",
         ),
     ],
 )

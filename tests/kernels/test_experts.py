@@ -9,7 +9,7 @@ import pytest
 import torch
 from kernel_harness import BASE, DESCS, VARIANTS, Buffer, Variant, call, desc
 
-from tscompile.kernels.desc import Experts, Route, SortRoutes, args_of
+from tscompile.kernels.desc import Combine, Dispatch, Experts, Route, SortRoutes, args_of
 from tscompile.mesh import Mesh
 from tscompile.ops import lookup
 from tscompile.ops.base import RankContext
@@ -38,6 +38,21 @@ ROUTES = [
 ]
 SORT = args_of("ids", "numbers:weight", "order!", "counts!")
 SORTS = [desc("sort-routes", SortRoutes(SORT, 9, 4)), desc("sort-routes-shard", SortRoutes(SORT, 3, 4))]
+MOVES = [
+    desc(f"dispatch-{dtype}", Dispatch(args_of("x", "order", "out!"), 3, 37, dtype))
+    for dtype in ("bf16", "f32")
+]
+COMBINE = args_of("rows", "order", "weights", "out!")
+COMBINES = {
+    desc("combine", Combine(COMBINE, 2, 70)): (
+        desc("experts-rows", Experts(PLAIN, 2, 5, 40, 70, "bf16", False, 0, False, "f32")),
+        "experts-down",
+    ),
+    desc("combine-f32", Combine(COMBINE, 3, 48)): (
+        desc("experts-rows-f32", Experts(PLAIN, 3, 7, 100, 48, "f32", False, 0, False, "f32")),
+        "experts-down-f32",
+    ),
+}
 TOKENS = (1, 2, 5, 16, 37, 150)  # rows of an expert across the register tiles, AMX's 8 and 16, and the blocks
 
 
@@ -217,5 +232,47 @@ def test_sort_routes(name: str, first: int, variant: Variant) -> None:
         }
         call(name, variant, {"num_tokens": tokens}, arguments, threads=2)
         wanted = [r for e in numbers for r in np.flatnonzero(ids.reshape(-1) == e)]
-        assert order.array[: len(wanted)].tolist() == wanted
+        assert order.array.tolist() == wanted + [-1] * (ids.size - len(wanted))
         assert counts.array.tolist() == [int((ids == e).sum()) for e in numbers]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("name", MOVES)
+def test_dispatch(name: str, variant: Variant) -> None:
+    """Each route's token; nothing behind the last route to these experts."""
+    made = DESCS[name]
+    assert isinstance(made, Dispatch)
+    random = np.random.default_rng(2)
+    for tokens, routes in ((1, 3), (20, 60), (20, 41), (5, 0)):
+        x = arrays.stored(random.standard_normal((tokens, made.width)), made.dtype)
+        order = np.full(tokens * made.top, -1, np.int32)
+        order[:routes] = random.permutation(tokens * made.top)[:routes]
+        out = Buffer((tokens * made.top, made.width), x.dtype)
+        behind = out.array[routes:].tobytes()
+        arguments = {
+            "x": Buffer(x.shape, x.dtype, x),
+            "order": Buffer(order.shape, np.int32, order),
+            "out": out,
+        }
+        call(name, variant, {"num_tokens": tokens}, arguments, threads=3)
+        assert out.array[:routes].tobytes() == x[order[:routes] // made.top].tobytes()
+        assert out.array[routes:].tobytes() == behind
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("name", COMBINES)
+def test_combine_gives_the_bits_of_experts_that_combine(name: str, variant: Variant) -> None:
+    made, (rows, fused) = DESCS[name], COMBINES[name]
+    assert isinstance(made, Combine)
+    for tokens in (1, 19):
+        apart, together = Problem(rows, tokens, seed=5), Problem(fused, tokens, seed=5)
+        y, order = apart.run(variant), apart.order.astype(np.int32)
+        out = Buffer((tokens, made.width), np.float32)
+        arguments = {
+            "rows": Buffer(y.shape, np.float32, y),
+            "order": Buffer(order.shape, np.int32, order),
+            "weights": Buffer(apart.weights.shape, np.float32, apart.weights),
+            "out": out,
+        }
+        call(name, variant, {"num_tokens": tokens}, arguments, threads=3)
+        assert out.array.tobytes() == together.run(variant).tobytes()

@@ -38,9 +38,11 @@ def build(
     return out
 
 
-def prices(base_s: float, bytes_per_s: float, *, sharded: bool = False, tokens: int = 64) -> Prices:
-    """A CPU's, with other links. sharded: whether tokens may be."""
+def prices(
+    base_s: float, bytes_per_s: float, *, sharded: bool = False, rows_moved: bool = False, tokens: int = 64
+) -> Prices:
+    """A CPU's, with other links. sharded: whether tokens may be. rows_moved: whether rows of experts may."""
     found = Prices.of("cpu-avx2", tokens)
     link = Link(bytes_per_s, (Algorithm("ring", base_s, 0.0),))
-    machine = replace(found.topology, host=link, launch_s=0.0, tokens_sharded=sharded)
+    machine = replace(found.topology, host=link, launch_s=0.0, tokens_sharded=sharded, rows_moved=rows_moved)
     return replace(found, topology=machine)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,11 @@ from tscompile import pipeline
 from tscompile.build import Build
 from tscompile.errors import CompileError
 from tscompile.interpret import Interpreter, Sequences
-from tscompile.ir import Sym, stage_of
+from tscompile.ir import Sym, Value, stage_of
 from tscompile.mesh import Mesh
 from tscompile.passes import propagate
-from tscompile.placement import Owned
+from tscompile.placement import Owned, Placement
+from tscompile.price import Prices, collective_of
 from tscompile.recipe import axes_of
 
 PLACING = pipeline.ALL.index("fit")
@@ -130,9 +132,52 @@ def test_every_family_on_every_mesh(
         with pytest.raises(CompileError, match=r"does not divide the 2 KV heads .* tp can be 1, 2, 4, 8"):
             placed(given.captured, sizes)
         return
+    program = placed(given.captured, sizes)
+    _is_right(program, given, seed)
+    _is_shared_out(program, sizes)
+
+
+class RowsFree(Prices):
+    """Rows of experts cost nothing to move."""
+
+    def move(self, value: Value, source: Placement, target: Placement, ranks: int, parts: int = 1) -> float:
+        cost = super().move(value, source, target, ranks, parts)
+        return (
+            min(cost, 0.0)
+            if collective_of(source, target) == "ragged_all_to_all" and cost < math.inf
+            else cost
+        )
+
+
+@pytest.mark.parametrize("mesh", ["ep=2", "ep=4", "dp=2", "dp=4", "dp=2 ep=2", "ep=2 tp=2", "dp=2 ep=2 tp=2"])
+@pytest.mark.parametrize(
+    "family", [family for family, config in FAMILIES.items() if MOE.items() <= config.items()]
+)
+def test_rows_of_experts_move(
+    family: str,
+    mesh: str,
+    families: dict[tuple[str, tuple[int, int]], Family],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where it is cheapest that tokens are sharded where they are routed: each route's row goes to the rank
+    of its expert and back."""
+    seed = sum(map(ord, family + mesh))
+    print(f"seed {seed}")
+    found = prices(1e-13, 1e11, sharded=True, rows_moved=True, tokens=512)
+    monkeypatch.setattr(propagate, "prices_of", lambda _: RowsFree(found.topology, found.sizes))
+    given = families[family, HEADS]
+    program = placed(given.captured, MESHES[mesh])
+    moved = Counter(op.kind for group in program.graph.groups() for op in group.body)
+    assert moved["ragged_all_to_all"] == 2, moved
+    _is_right(program, given, seed)
+
+
+def _is_right(program: Build, given: Family, seed: int) -> None:
+    """Every rank gives what one rank alone does."""
+    sizes = dict(program.mesh.axes)
     owners = sizes.get("dp", 1)
     num_slots = PAGE_SIZE * owners * (32 // owners)
-    program, read = placed(given.captured, sizes), given.captured.checkpoint.read
+    read = given.captured.checkpoint.read
     one = Interpreter(given.one.graph, read, num_slots)
     many = Interpreter(program.graph, read, num_slots, program.mesh)
     sequences, wrong = Sequences(PAGE_SIZE, num_slots, owners), 0.0
@@ -146,7 +191,6 @@ def test_every_family_on_every_mesh(
                 differs = (logits[:, : wanted.shape[1]] - wanted).abs().max() / wanted.abs().max()
                 wrong = max(wrong, float(differs))
     assert wrong < 1e-5
-    _is_shared_out(program, sizes)
 
 
 def _is_shared_out(program: Build, sizes: dict[str, int]) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import golden
 import pytest
+from routed import routed
 
 from tscompile.errors import InternalError
 from tscompile.ir import Op, Value
-from tscompile.passes import collectives
+from tscompile.passes import collectives, propagate, reshard
+from tscompile.price import Prices
+from tscompile.verify import verify
 
 
 def test_golden(request: pytest.FixtureRequest) -> None:
@@ -26,6 +29,8 @@ def test_golden(request: pytest.FixtureRequest) -> None:
         ("R", "S(1)", "slice"),
         ("S(1)", "S(2)", "all_to_all"),
         ("stage(0)", "stage(1)", "send"),
+        ("S(0,T)", "S(0)", "ragged_all_to_all"),
+        ("S(0)", "S(0,T)", "ragged_all_to_all"),
     ],
 )
 def test_every_pair(source: str, target: str, kind: str) -> None:
@@ -43,3 +48,17 @@ def realised(source: str, target: str) -> str:
     graph.ops = [Op("redistribute", [x], [y], {"axis": "tp", "source": source, "target": target})]
     collectives.run(golden.build_of(graph))
     return graph.ops[0].kind
+
+
+def test_counts_are_gathered_once_for_rows_that_go_and_come_back() -> None:
+    """Each rank's rows of each expert: what both ways of one layer's rows are cut by."""
+    build = golden.build_of(routed("mesh(ep=8)", 1))
+    propagate.place(build, Prices.of("sm_90a", 8192))
+    reshard.run(build)
+    collectives.run(build)
+    verify(build.graph)
+    moves = [op for op in build.graph.ops if op.kind == "ragged_all_to_all"]
+    assert [(op.inputs[0].name, op.attrs["target"]) for op in moves] == [
+        (f"{name}.{layer}", target) for layer in range(2) for name, target in (("rows", ""), ("d", "T"))
+    ]
+    assert [op.inputs[1].name for op in moves] == [f"counts.{layer}.ep-terms" for layer in (0, 0, 1, 1)]

@@ -9,6 +9,7 @@ from itertools import count, pairwise
 import golden
 import pytest
 from layered import layered
+from routed import routed
 
 from tscompile.errors import InternalError
 from tscompile.ir import Graph
@@ -27,7 +28,7 @@ def placed(graph: Graph, prices: Prices) -> Counter[str]:
     for step in (reshard, collectives, localize):
         step.run(build)
         verify(build.graph)
-    kinds = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
+    kinds = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "ragged_all_to_all")
     return Counter(op.kind for op in build.graph.ops if op.kind in kinds)
 
 
@@ -69,6 +70,23 @@ def test_many_tokens_are_scattered_where_that_moves_less() -> None:
     found = placed(layered(8, "mesh(tp=8)"), many)
     assert found["reduce_scatter"] >= 8
     assert found["all_reduce"] <= 1, "but for the last layer, whose sum the head takes whole"
+
+
+@pytest.mark.parametrize(("ranks", "k", "moves"), [(8, 1, 2), (8, 2, 2), (8, 8, 0), (4, 1, 2), (2, 8, 0)])
+def test_rows_move_where_tokens_have_few_experts(ranks: int, k: int, moves: int) -> None:
+    """A rank sends k rows for each nth of the tokens and takes as many back; else it takes a row of every
+    token, and scatters the sum of what it gives. Not in small steps, where only latency counts."""
+    graph = routed(f"mesh(ep={ranks})", k)
+    assert placed(graph, Prices.of("sm_90a", 8192))["ragged_all_to_all"] == moves * 2
+    if moves:
+        counts = [v for v in graph.values() if v.name.startswith("counts.0")]
+        shapes = {v.name: str(v.shape[0]) for v in graph.values() if v.name.startswith(("rows.0", "d.0"))}
+        assert [v.shape for v in counts] == [(128,), (128 * ranks,), (128 // ranks,)]
+        assert list(shapes.values()) == [
+            f"{rows}{over}"
+            for rows, over in zip(["R" if k == 1 else f"R*{k}"] * 4, ["/ep", "", "", "/ep"], strict=True)
+        ]
+    assert not placed(routed(f"mesh(ep={ranks})", k), Prices.of("sm_90a", 8))["ragged_all_to_all"]
 
 
 def test_sequences_stay_with_their_cache() -> None:

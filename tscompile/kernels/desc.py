@@ -271,8 +271,8 @@ class Route(KernelDesc):
 
 @dataclass(frozen=True)
 class SortRoutes(KernelDesc):
-    """ids i32[T, k] -> order i32[routes to these experts], counts i32[experts]. Roles: ids, numbers
-    f32[experts] (which are these experts), order, counts."""
+    """ids i32[T, k] -> order i32[T * k], the routes to these experts and -1 behind them, counts i32[experts].
+    Roles: ids, numbers f32[experts] (which are these experts), order, counts."""
 
     kind = "sort_routes"
     experts: int
@@ -298,6 +298,27 @@ class Experts(KernelDesc):
     swiglu: int
     combine: bool
     out_dtype: str
+
+
+@dataclass(frozen=True)
+class Dispatch(KernelDesc):
+    """x[T, width] of dtype -> out[T * top, width]: row r is row order[r] / top of x, up to an order of -1.
+    Roles: x, order, out."""
+
+    kind = "dispatch"
+    top: int
+    width: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Combine(KernelDesc):
+    """rows f32[T * top, width] -> out f32[T, width], as Experts combines, up to an order of -1. Roles: rows,
+    order, weights f32[T, top], out."""
+
+    kind = "combine"
+    top: int
+    width: int
 
 
 @dataclass(frozen=True)

@@ -68,3 +68,21 @@ def experts(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
         combine is not None,
         out.dtype,
     )
+
+
+def dispatch(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
+    op, roles = only(group, "dispatch"), Roles(group)
+    for role, value in zip(("x", "order"), op.inputs, strict=True):
+        roles.add(role, value)
+    roles.give("out", op.outputs[0])
+    x = op.inputs[0]
+    return desc.Dispatch(roles.args(), integer(op.attrs, "k"), known(x.shape[1]), x.dtype)
+
+
+def combine(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
+    op, roles = only(group, "combine"), Roles(group)
+    for role, value in zip(("rows", "order", "weights"), op.inputs, strict=True):
+        roles.add(role, value)
+    roles.give("out", op.outputs[0])
+    rows, _, weights = op.inputs
+    return desc.Combine(roles.args(), known(weights.shape[1]), known(rows.shape[1]))

@@ -337,4 +337,6 @@ _DESCRIBERS: dict[str, Callable[[Group, Mapping[str, str]], KernelDesc]] = {
     "route": expert_groups.route,
     "sort_routes": expert_groups.sort_routes,
     "experts": expert_groups.experts,
+    "dispatch": expert_groups.dispatch,
+    "combine": expert_groups.combine,
 }

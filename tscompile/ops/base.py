@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tscompile.ir import DTYPES, Attr, Dim, Op, Shape, Sym, Value, Weight
 from tscompile.mesh import Mesh
+from tscompile.placement import Shard
 from tscompile.recipe import Recipe
 
 Attrs = Mapping[str, Attr]
@@ -43,14 +44,17 @@ class Slot(NamedTuple):
 class Rule:
     """Placement in factor form, e.g. Rule("t k, n k -> t n"). Dims of one factor are sharded together; a
     factor that no output has is reduced: sharding it makes the outputs Partial(reduce). `.` is a dim that
-    cannot be sharded.
+    cannot be sharded. `e*t` is the dim of rows that are routed, each from a token to an expert: sharded by
+    its first factor a rank has the rows of its experts, by its second those of its tokens.
 
     sizes: what a factor's size is when it is not the dim's (a dim of H*D elements that splits by whole
     heads). partial: sets of inputs that may be Partial(sum) together, the rest replicated, and make every
     output Partial(sum). repeats: inputs whose dims may have each part repeated in place without the op giving
     anything else (KV heads, each read by a group of heads). looked_up: factors whose elements are read by
     index alone, so that more of them change nothing. owned: the factor of the tokens that a KV cache holds;
-    sharded by sequence, every rank's cache has its own sequences' tokens.
+    sharded by sequence, every rank's cache has its own sequences' tokens. counted: the factor of the tokens
+    that something counts by expert. Sharded, what lacks it is each rank's term of the sum: outputs, as
+    always, and inputs of i32 too.
     """
 
     text: str
@@ -60,6 +64,7 @@ class Rule:
     repeats: frozenset[int] = frozenset()
     looked_up: frozenset[str] = frozenset()
     owned: str = ""
+    counted: str = ""
 
     @property
     def inputs(self) -> list[list[str]]:
@@ -68,6 +73,20 @@ class Rule:
     @property
     def outputs(self) -> list[list[str]]:
         return [dims.split() for dims in self.text.split("->")[1].split(",")]
+
+    @property
+    def factors(self) -> list[str]:
+        """Of the inputs, in order of first use."""
+        names = [name for dims in self.inputs for name in dims if name != "."]
+        return list(dict.fromkeys(factor for name in names for factor in name.split("*")))
+
+
+def sharded_by(dims: Sequence[str], factor: str) -> Shard | None:
+    """How a value lies whose dims a rule names so, if `factor` is sharded; None if it has none of it."""
+    for dim, name in enumerate(dims):
+        if factor in name.split("*"):
+            return Shard(dim, "" if name.split("*")[0] == factor else "T")
+    return None
 
 
 @dataclass(frozen=True)
@@ -86,7 +105,7 @@ class RankContext:
 Infer = Callable[[Sequence[Value], Attrs], list[Type]]
 Factors = Callable[[Sequence[Value], Sequence[Value], Attrs], Rule]
 Reference = Callable[[RankContext, "list[Any]", Attrs], "list[Any]"]
-Across = Callable[["list[Any]", Attrs, "list[int] | None"], "list[Any]"]
+Across = Callable[["list[list[Any]]", Attrs, "list[int] | None"], "list[Any]"]
 Flops = Callable[[Sequence[Value], Sequence[Value], Attrs, Sizes], int]
 Localize = Callable[[Attrs, Sequence[Value], Mapping[str, str]], dict[str, Attr]]
 
@@ -109,9 +128,9 @@ class OpDef:
     """One op.
 
     attrs: name -> type; all must be there. infer: shape and dtype rule. factors: placement rule. reference:
-    one rank's torch arithmetic, f32 unless an output is cast. across: for collectives, the tensors of one
-    axis's ranks in order (and where their parts of what is given begin, if they are not equal) -> theirs; of
-    a rank of another stage, None.
+    one rank's torch arithmetic, f32 unless an output is cast. across: for collectives, the inputs of one
+    axis's ranks in order (and where their parts of what is given begin, if they are not equal) -> what each
+    is given; of a rank of another stage, None.
     elementwise: each output element depends on the same element of each input (equal shapes, or a suffix that
     is broadcast). coordinate: the attr that names the mesh axis on which the op depends on its rank's
     coordinate, or "" where it does not. flops and bytes: for sizes of the symbolic dims. localize: attrs of

@@ -54,12 +54,12 @@ register(
         flops=lambda *_: 0,
     )
 )
-# From one placement to another along `axis`; global shapes on both sides. Made by `reshard`, realised by
-# `collectives`.
+# From one placement to another along `axis`; global shapes on both sides. Rows that are routed come with each
+# rank's term of their counts. Made by `reshard`, realised by `collectives`.
 register(
     OpDef(
         "redistribute",
-        X,
+        (Slot("x", "any", variadic=True),),
         _same,
         _identity_rule,
         {"axis": str, "source": str, "target": str},
@@ -68,39 +68,63 @@ register(
 )
 
 
-Tensors = list[Tensor]
+Ranks = list[list[Tensor]]  # each rank's inputs
 Starts = list[int] | None  # where each rank's part of what is given begins, and the end; None: equal parts
 
 
-def _all_reduce(tensors: list[Tensor], attrs: Attrs, starts: Starts) -> list[Tensor]:
-    stacked = torch.stack(tensors)
-    total = stacked.sum(0) if attrs["op"] == "sum" else stacked.amax(0)
-    return [total.clone() for _ in tensors]
+def _all_reduce(ranks: Ranks, attrs: Attrs, starts: Starts) -> list[Tensor]:
+    stacked = torch.stack([x for (x,) in ranks])
+    total = stacked.sum(0, dtype=stacked.dtype) if attrs["op"] == "sum" else stacked.amax(0)
+    return [total.clone() for _ in ranks]
 
 
-def _all_gather(tensors: list[Tensor], attrs: Attrs, starts: Starts) -> list[Tensor]:
-    whole = torch.cat(tensors, dim=integer(attrs, "dim"))
-    return [whole.clone() for _ in tensors]
+def _all_gather(ranks: Ranks, attrs: Attrs, starts: Starts) -> list[Tensor]:
+    whole = torch.cat([x for (x,) in ranks], dim=integer(attrs, "dim"))
+    return [whole.clone() for _ in ranks]
 
 
-def _slice(tensors: list[Tensor], attrs: Attrs, starts: Starts) -> list[Tensor]:
+def _parts(whole: list[Tensor], attrs: Attrs, starts: Starts) -> list[Tensor]:
     dim = integer(attrs, "dim")
-    starts = starts or [i * tensors[0].shape[dim] // len(tensors) for i in range(len(tensors) + 1)]
-    return [x.narrow(dim, starts[i], starts[i + 1] - starts[i]) for i, x in enumerate(tensors)]
+    starts = starts or [i * whole[0].shape[dim] // len(whole) for i in range(len(whole) + 1)]
+    return [x.narrow(dim, starts[i], starts[i + 1] - starts[i]) for i, x in enumerate(whole)]
 
 
-def _reduce_scatter(tensors: list[Tensor], attrs: Attrs, starts: Starts) -> list[Tensor]:
-    return _slice(_all_reduce(tensors, attrs, starts), attrs, starts)
+def _slice(ranks: Ranks, attrs: Attrs, starts: Starts) -> list[Tensor]:
+    return _parts([x for (x,) in ranks], attrs, starts)
 
 
-def _all_to_all(tensors: list[Tensor], attrs: Attrs, starts: Starts) -> list[Tensor]:
-    whole = torch.cat(tensors, dim=integer(attrs, "source"))
-    return _slice([whole] * len(tensors), attrs, starts)
+def _reduce_scatter(ranks: Ranks, attrs: Attrs, starts: Starts) -> list[Tensor]:
+    return _parts(_all_reduce(ranks, attrs, starts), attrs, starts)
 
 
-def _send(tensors: list[Tensor | None], attrs: Attrs, starts: Starts) -> list[Tensor | None]:
-    given: list[Tensor | None] = [None] * len(tensors)
-    given[integer(attrs, "dst")] = tensors[integer(attrs, "src")]
+def _all_to_all(ranks: Ranks, attrs: Attrs, starts: Starts) -> list[Tensor]:
+    whole = torch.cat([x for (x,) in ranks], dim=integer(attrs, "source"))
+    return _parts([whole] * len(ranks), attrs, starts)
+
+
+def _ragged_all_to_all(ranks: Ranks, attrs: Attrs, starts: Starts) -> list[Tensor]:
+    """counts[q * E + e]: the rows of rank q's tokens for expert e. Of one rank's experts the rows lie by
+    expert, then by the rank of their token; of one rank's tokens by expert: both in the order of one rank."""
+    counts = ranks[0][1].view(len(ranks), -1)  # [of a rank's tokens, to an expert]
+    experts, own = counts.shape[1], counts.shape[1] // len(ranks)
+    parts: dict[tuple[int, int], Tensor] = {}  # (the token's rank, the expert) -> rows
+    for rank, (x, _) in enumerate(ranks):
+        held = [(rank, e) for e in range(experts)]
+        if attrs["target"] == "T":
+            held = [(q, e) for e in range(rank * own, (rank + 1) * own) for q in range(len(ranks))]
+        sizes = [int(counts[part]) for part in held]
+        parts.update(zip(held, torch.split_with_sizes(x, sizes), strict=True))
+    if attrs["target"] == "T":
+        return [torch.cat([parts[r, e] for e in range(experts)]) for r in range(len(ranks))]
+    return [
+        torch.cat([parts[q, e] for e in range(r * own, (r + 1) * own) for q in range(len(ranks))])
+        for r in range(len(ranks))
+    ]
+
+
+def _send(ranks: list[list[Tensor | None]], attrs: Attrs, starts: Starts) -> list[Tensor | None]:
+    given: list[Tensor | None] = [None] * len(ranks)
+    given[integer(attrs, "dst")] = ranks[integer(attrs, "src")][0]
     return given
 
 
@@ -130,8 +154,25 @@ def _resized(*, grow: str = "", shrink: str = "") -> Infer:
     return infer
 
 
-def _collective(name: str, infer: Infer, across: Across, attrs: dict[str, type]) -> None:
-    register(OpDef(name, X, infer, _identity_rule, {"axis": str, **attrs}, across=across, flops=lambda *_: 0))
+def _routed(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
+    """Rows of routes, and how many there are: global shapes, or those of one rank (by token, by expert)."""
+    rows, counts = inputs
+    dim, axis, ranks = rows.shape[0], str(attrs["axis"]), integer(attrs, "ranks")
+    fits = isinstance(dim, Sym) and dim.ragged and len(counts.shape) == 1
+    expect(fits, f"rows {text_of(rows.shape)} of experts with the counts {text_of(counts.shape)}")
+    assert isinstance(dim, Sym)
+    over, by_token = dim.over, attrs["target"] == "T"
+    if ranks > 1:
+        expect(over == (() if by_token else (axis,)), f"rows {text_of(rows.shape)} to {attrs['target']!r}")
+        over = (axis,) if by_token else ()
+    return [Type((replace(dim, over=over), *rows.shape[1:]), rows.dtype)]
+
+
+def _collective(
+    name: str, infer: Infer, across: Across, attrs: dict[str, type], inputs: tuple[Slot, ...] = X
+) -> None:
+    attrs = {"axis": str, **attrs}
+    register(OpDef(name, inputs, infer, _identity_rule, attrs, across=across, flops=lambda *_: 0))
 
 
 # axis: the mesh axis. dim: what is gathered, or split over the ranks; source: what was split. ranks: how
@@ -148,3 +189,12 @@ _collective(
 )
 _collective("slice", _resized(shrink="dim"), _slice, {"dim": int, "ranks": int})
 _collective("send", _same, _send, {"src": int, "dst": int})
+# Rows that are routed, from their tokens' ranks to their experts' (target "") or back (target "T"). counts:
+# all ranks' terms of the rows of each expert, end to end.
+_collective(
+    "ragged_all_to_all",
+    _routed,
+    _ragged_all_to_all,
+    {"target": str, "ranks": int},
+    (Slot("rows", "any"), Slot("counts", "i32")),
+)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tscompile.ir import Shape, Value
+from tscompile.ir import Shape, Sym, Value
 from tscompile.ops.base import (
     Attrs,
     OpDef,
@@ -38,7 +38,8 @@ def broadcast(x: Shape, y: Shape) -> Shape:
 
 
 def _dims(shape: Shape, rank: int) -> str:
-    return " ".join(LETTERS[rank - len(shape) : rank])
+    letters = zip(shape, LETTERS[rank - len(shape) : rank], strict=True)
+    return " ".join(f"{a}*t" if isinstance(dim, Sym) and dim.ragged else a for dim, a in letters)
 
 
 def _binary(

@@ -6,10 +6,13 @@
     y             = expert_linear(rows, counts, w[E,N,H]) [R, N]: each expert multiplies its own rows
     out           = combine(y, order, weights)            [T, N]: a token's rows, weighted and added up
 
-The dim R of sorted rows belongs to the expert factor `e` of the placement rules: with experts sharded over an
-axis, a rank has the rows of its own experts (Shard(0) of R, ragged), and what it combines is Partial(sum).
-`numbers` is 0, 1, ..., E - 1: a rank's shard of it says which experts are its own, so that the program is the
-same on all ranks. Dispatch to experts on other ranks is a move of `rows` from one owner to another.
+The dim R of sorted rows belongs to two factors of the placement rules, the expert's `e` and the token's `t`.
+With experts sharded over an axis, a rank has the rows of its own experts (Shard(0) of R, ragged), and what it
+combines is Partial(sum). `numbers` is 0, 1, ..., E - 1: a rank's shard of it says which experts are its own,
+so that the program is the same on all ranks. With tokens sharded, a rank has the rows of its own tokens
+(Shard(0, "T")) for all experts, and its counts are a term of the sum. Dispatch to experts on other ranks, and
+combine of what they give, are moves of `rows` from one owner to another: `ragged_all_to_all`. `order` counts
+the tokens that a rank has, so it does not move.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tscompile.ir import DTYPES, Sym, Value
+from tscompile.ir import DTYPES, Shape, Sym, Value
 from tscompile.ops.base import (
     Attrs,
     OpDef,
@@ -116,11 +119,19 @@ register(
 
 def _sort(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
     ids, numbers = inputs
-    tokens, k = ids.shape
-    expect(tokens == Sym("T") and isinstance(k, int), f"sort_routes of {text_of(ids.shape)}: wanted [T, k]")
+    routes = _routes(ids.shape)
+    expect(routes is not None, f"sort_routes of {text_of(ids.shape)}: wanted [T, k]")
     expect(len(numbers.shape) == 1, f"sort_routes by {text_of(numbers.shape)}: wanted the experts' numbers")
-    assert isinstance(k, int)
-    return [Type((Sym("R", times=k),), "i32"), Type(numbers.shape, "i32")]
+    assert routes is not None
+    return [Type((routes,), "i32"), Type(numbers.shape, "i32")]
+
+
+def _routes(ids: Shape) -> Sym | None:
+    """The dim of the routes of [T, k], with their tokens; None if it is not that."""
+    tokens, k = ids if len(ids) == 2 else (0, 0)
+    if not isinstance(tokens, Sym) or (tokens.name, tokens.times, tokens.plus) != ("T", 1, 0):
+        return None
+    return Sym("R", times=k, over=tokens.over) if isinstance(k, int) else None
 
 
 def _sort_reference(context: RankContext, inputs: list[Tensor], attrs: Attrs) -> list[Tensor]:
@@ -136,7 +147,7 @@ register(
         "sort_routes",
         (Slot("ids", "i32"), Slot("numbers", "f32")),
         _sort,
-        lambda inputs, outputs, attrs: Rule("t ., e -> e, e"),
+        lambda inputs, outputs, attrs: Rule("t ., e -> e*t, e", counted="t"),
         reference=_sort_reference,
     )
 )
@@ -147,7 +158,7 @@ register(
 def _dispatch(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
     x, order = inputs
     expect(
-        len(x.shape) == 2 and order.shape == (Sym("R", times=integer(attrs, "k")),),
+        len(x.shape) == 2 and order.shape == (_routes((x.shape[0], integer(attrs, "k"))),),
         f"dispatch of {text_of(x.shape)} by {text_of(order.shape)}: wanted [T, H] and [R*{attrs['k']}]",
     )
     return [Type((order.shape[0], x.shape[1]), x.dtype)]
@@ -158,7 +169,7 @@ register(
         "dispatch",
         (Slot("x", "storage"), Slot("order", "i32")),
         _dispatch,
-        lambda inputs, outputs, attrs: Rule("t h, e -> e h", partial=(frozenset({0}),)),
+        lambda inputs, outputs, attrs: Rule("t h, e*t -> e*t h", partial=(frozenset({0}),)),
         {"k": int},
         reference=lambda context, inputs, attrs: [inputs[0][inputs[1].long() // integer(attrs, "k")]],
         flops=lambda *_: 0,
@@ -208,7 +219,9 @@ register(
         "expert_linear",
         (Slot("rows", "storage"), Slot("counts", "i32"), Slot("weight", "storage")),
         _expert_linear,
-        lambda inputs, outputs, attrs: Rule("e k, e, e n k -> e n", partial=(frozenset({0}),)),
+        lambda inputs, outputs, attrs: Rule(
+            "e*t k, e, e n k -> e*t n", partial=(frozenset({0}),), counted="t"
+        ),
         reference=_expert_linear_reference,
         flops=_expert_linear_flops,
         bytes=_expert_linear_bytes,
@@ -223,15 +236,11 @@ def _combine(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
     rows, order, weights = inputs
     routed = len(weights.shape) == 2 and rows.shape[:1] == order.shape
     expect(
-        routed and len(rows.shape) == 2 and order.shape == (Sym("R", times=_int(weights.shape[1])),),
+        routed and len(rows.shape) == 2 and order.shape == (_routes(weights.shape),),
         f"combine of rows {text_of(rows.shape)} by {text_of(order.shape)} with weights "
         f"{text_of(weights.shape)}: wanted [R*k, H], [R*k], [T, k]",
     )
     return [Type((weights.shape[0], rows.shape[1]), "f32")]
-
-
-def _int(dim: object) -> int:
-    return dim if isinstance(dim, int) else 0
 
 
 def _combine_reference(context: RankContext, inputs: list[Tensor], attrs: Attrs) -> list[Tensor]:
@@ -246,7 +255,7 @@ register(
         "combine",
         (Slot("rows", "f32"), Slot("order", "i32"), Slot("weights", "f32")),
         _combine,
-        lambda inputs, outputs, attrs: Rule("e h, e, . . -> . h", partial=(frozenset({0}),)),
+        lambda inputs, outputs, attrs: Rule("e*t h, e*t, t . -> t h", partial=(frozenset({0}),)),
         reference=_combine_reference,
         flops=lambda inputs, outputs, attrs, sizes: 2 * elements(inputs[0].shape, sizes),
     )

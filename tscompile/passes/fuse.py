@@ -95,6 +95,8 @@ CUTS = (
     Cut("route", "route"),
     Cut("sort_routes", "sort_routes"),
     Cut("experts", "expert_linear", before={0: ("dispatch",)}, after=("swiglu", "cast", "combine")),
+    Cut("dispatch", "dispatch"),
+    Cut("combine", "combine"),
 )
 
 

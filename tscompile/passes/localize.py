@@ -1,9 +1,9 @@
 """localize: from global shapes to those of one rank.
 
 Takes a placed graph whose placements differ only across collectives. Gives the program of one rank, the same
-for all: a dim that is sharded over n ranks is an nth (tokens: `T/tp`, as mesh.token_starts says), weights are
-`shard`s of their recipes, and attrs that say sizes say local ones. Placements stay, to tell what the values
-are.
+for all: a dim that is sharded over n ranks is an nth (tokens: `T/tp`, as mesh.token_starts says; routed rows
+of a rank's tokens: `R*8/tp`, but of its experts as many as there are), weights are `shard`s of their recipes,
+and attrs that say sizes say local ones. Placements stay, to tell what the values are.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _shrink(graph: Graph, value: Value) -> None:
         if not isinstance(placement, Shard):
             continue
         dim = value.shape[placement.dim]
-        if isinstance(dim, Sym) and dim.ragged:
+        if isinstance(dim, Sym) and dim.ragged and not placement.owner:
             continue
         if isinstance(dim, Sym):
             local: Dim = replace(dim, over=(*dim.over, axis))

@@ -3,13 +3,13 @@
 Takes a placed graph. Gives one in which every op's inputs are placed as its strategy wants them: where a
 value is not, a `redistribute` along one axis stands before its first reader that needs it, one a value and
 placement. Boundaries are gone: their values were brought to what the author said. The graph's outputs are
-replicated.
+replicated. A redistribute of rows that are routed takes the counts of the op that sorted them too.
 """
 
 from __future__ import annotations
 
 from tscompile.build import Build
-from tscompile.errors import Source
+from tscompile.errors import InternalError, Source
 from tscompile.ir import Op, Value, wanted_of_outputs
 from tscompile.placement import Partial, Placement, Placements, Replicate, Shard, Stage
 from tscompile.sharding import chosen
@@ -54,6 +54,7 @@ class _Resharder:
         self.ops: list[Op] = []
         self.stands_for: dict[int, Value] = {}  # id(a boundary's output) -> its input, as placed
         self.made: dict[tuple[int, Placements], Value] = {}
+        self.maker = {id(v): op for op in build.graph.ops for v in op.outputs}
 
     def add(self, op: Op) -> None:
         inputs = [self.stands_for.get(id(v), v) for v in op.inputs]
@@ -91,6 +92,30 @@ class _Resharder:
             suffix = "".join(letter for letter in str(to) if letter.isalnum())
             moved = Value(f"{value.name}.{axis}-{suffix}", value.shape, value.dtype, False, placement)
             attrs = {"axis": axis, "source": str(value.placement[index]), "target": str(to)}
-            self.ops.append(Op("redistribute", [value], [moved], dict(attrs), source))
+            inputs = [value, *self._counts(value, index)]
+            self.ops.append(Op("redistribute", inputs, [moved], dict(attrs), source))
             self.made[key] = moved
+            self.maker[id(moved)] = self.ops[-1]
         return self.made[key]
+
+    def _counts(self, value: Value, index: int) -> list[Value]:
+        """Of rows that are routed: how many of each expert a rank's tokens have, its term of the sum."""
+        if not value.routed:
+            return []
+        maker = self.maker[id(value)]
+        while routed := next((v for v in maker.inputs if v.routed), None):
+            maker = self.maker[id(routed)]
+        (counts,) = (v for v in maker.outputs if not v.routed)
+        by_expert: list[Placement] = [
+            p if p == Shard(0) or isinstance(p, Stage) else Replicate() for p in value.placement
+        ]
+        by_expert[index] = Partial()
+        if counts.placement != tuple(by_expert):
+            found, lies, wanted = (
+                " ".join(map(str, p)) for p in (counts.placement, value.placement, by_expert)
+            )
+            raise InternalError(
+                f"{value!r} lies {lies} and is to move over {self.axes[index][0]}, its counts lie {found}: "
+                f"wanted {wanted}"
+            )
+        return [counts]
