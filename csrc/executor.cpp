@@ -111,9 +111,16 @@ struct Executor::Impl {
     ts_args args{};
     std::optional<BoundCollective> collective = {};  // if it is no kernel
   };
+  struct BoundBucket {
+    int32_t max_tokens;
+    const float *logits;
+    int64_t logits_stride;
+    std::vector<Bound> launches = {};
+  };
   TokenParts parts;              // of the step's batch
   std::vector<void *> pointers;  // of all launches, end to end
-  std::vector<Bound> launches;
+  std::vector<BoundBucket> buckets;
+  size_t current = 0;  // the bucket of the last step
 
   Impl(std::shared_ptr<const Plan> plan_, Program program_, Ranks ranks_, int32_t num_pages_, int num_threads);
   ~Impl();
@@ -122,6 +129,7 @@ struct Executor::Impl {
   void *address(const Argument &argument) const;
   void *kv_pages(int32_t layer) const;
   void bind();
+  void bind(const Launch &launch, const Limits &limits, int32_t &num_staged, std::vector<Bound> &launches);
   void meet();
   void run(const ts_batch &batch);
 };
@@ -168,27 +176,38 @@ void *Executor::Impl::kv_pages(int32_t layer) const {
 
 void Executor::Impl::bind() {
   size_t num_pointers = 0;
-  for (const Launch &launch : program.launches) num_pointers += launch.arguments.size();
+  for (const Bucket &bucket : program.buckets) {
+    for (const Launch &launch : bucket.launches) num_pointers += launch.arguments.size();
+  }
   pointers.reserve(num_pointers);  // args point into it
-  int32_t num_staged = 0;
-  for (const Launch &launch : program.launches) {
-    void *const *first = pointers.data() + pointers.size();
-    for (const Argument &argument : launch.arguments) {
-      void *pointer = address(argument);
-      if (reinterpret_cast<uintptr_t>(pointer) % kAlignment != 0) {
-        fail(TS_INTERNAL, "an argument of ", in_quotes(launch.op), " is not on a ", kAlignment, "-byte boundary");
-      }
-      pointers.push_back(pointer);
+  for (const Bucket &bucket : program.buckets) {
+    const uint8_t *logits = arena.data() + program.buffers[bucket.logits_buffer].offset;
+    BoundBucket &bound = buckets.emplace_back(
+        BoundBucket{bucket.limits.max_tokens, reinterpret_cast<const float *>(logits), bucket.logits_stride});
+    int32_t num_staged = 0;
+    for (const Launch &launch : bucket.launches) bind(launch, bucket.limits, num_staged, bound.launches);
+  }
+  current = buckets.size() - 1;
+}
+
+void Executor::Impl::bind(const Launch &launch, const Limits &limits, int32_t &num_staged,
+                          std::vector<Bound> &launches) {
+  void *const *first = pointers.data() + pointers.size();
+  for (const Argument &argument : launch.arguments) {
+    void *pointer = address(argument);
+    if (reinterpret_cast<uintptr_t>(pointer) % kAlignment != 0) {
+      fail(TS_INTERNAL, "an argument of ", in_quotes(launch.op), " is not on a ", kAlignment, "-byte boundary");
     }
-    Bound &bound = launches.emplace_back();
-    if (const std::optional<Collective> &collective = launch.collective) {
-      const bool staged = BoundCollective::staging_bytes(*collective, program.limits, plan->mesh()) > 0;
-      const int32_t half = staged ? num_staged++ % 2 : 0;
-      bound.collective.emplace(*collective, plan->mesh(), program.rank, ranks.group.get(), half, first[0], first[1]);
-    } else {
-      bound.kernel = kernels.find(launch.kernel);
-      bound.args = {&parts.of(launch.tokens_axis), first};
-    }
+    pointers.push_back(pointer);
+  }
+  Bound &bound = launches.emplace_back();
+  if (const std::optional<Collective> &collective = launch.collective) {
+    const bool staged = BoundCollective::staging_bytes(*collective, limits, plan->mesh()) > 0;
+    const int32_t half = staged ? num_staged++ % 2 : 0;
+    bound.collective.emplace(*collective, plan->mesh(), program.rank, ranks.group.get(), half, first[0], first[1]);
+  } else {
+    bound.kernel = kernels.find(launch.kernel);
+    bound.args = {&parts.of(launch.tokens_axis), first};
   }
 }
 
@@ -201,7 +220,10 @@ void Executor::Impl::meet() {
 
 void Executor::Impl::run(const ts_batch &step_batch) {
   parts.set(step_batch);
-  auto step = [this](int thread, int num_threads, Barrier &barrier) {
+  current = 0;
+  while (buckets[current].max_tokens < step_batch.num_tokens) ++current;
+  const std::vector<Bound> &launches = buckets[current].launches;
+  auto step = [this, &launches](int thread, int num_threads, Barrier &barrier) {
     bool first = true;
     for (const Bound &launch : launches) {
       if (!first) barrier.wait();
@@ -223,9 +245,11 @@ namespace {
 /// Verifies what this rank reads, and nothing else: others do the same for theirs.
 void verify_weights(const Plan &plan, const Program &program) {
   std::vector<std::string_view> names;
-  for (const Launch &launch : program.launches) {
-    for (const Argument &argument : launch.arguments) {
-      if (argument.kind == Argument::Kind::weight) names.emplace_back(argument.entry);
+  for (const Bucket &bucket : program.buckets) {
+    for (const Launch &launch : bucket.launches) {
+      for (const Argument &argument : launch.arguments) {
+        if (argument.kind == Argument::Kind::weight) names.emplace_back(argument.entry);
+      }
     }
   }
   std::ranges::sort(names);
@@ -268,8 +292,9 @@ Executor::~Executor() = default;
 
 void Executor::run(const ts_batch &batch) {
   const Limits &limits = impl_->program.limits;
+  const int32_t rows = std::min(limits.max_seqs, batch.num_tokens);  // each of its own token
   const bool fits = batch.num_tokens >= 1 && batch.num_tokens <= limits.max_tokens && batch.num_seqs >= 1 &&
-                    batch.num_seqs <= limits.max_seqs && batch.num_logits >= 0 && batch.num_logits <= limits.max_seqs;
+                    batch.num_seqs <= rows && batch.num_logits >= 0 && batch.num_logits <= rows;
   if (!fits) {
     fail(TS_INTERNAL, "a batch of ", batch.num_tokens, " tokens, ", batch.num_seqs, " sequences and ", batch.num_logits,
          " logit rows leaves the limits of ", limits.max_tokens, " tokens and ", limits.max_seqs, " sequences");
@@ -329,12 +354,8 @@ void Executor::share(int32_t count, const std::function<void(int32_t item, int t
   }
 }
 
-const float *Executor::logits() const {
-  const Program &program = impl_->program;
-  return reinterpret_cast<const float *>(impl_->arena.data() + program.buffers[program.logits_buffer].offset);
-}
-
-int64_t Executor::logits_stride() const { return impl_->program.logits_stride; }
+const float *Executor::logits() const { return impl_->buckets[impl_->current].logits; }
+int64_t Executor::logits_stride() const { return impl_->buckets[impl_->current].logits_stride; }
 const Limits &Executor::limits() const { return impl_->program.limits; }
 int32_t Executor::num_pages() const { return impl_->num_pages; }
 int32_t Executor::num_threads() const { return impl_->workers.num_threads(); }

@@ -21,7 +21,7 @@ struct ExecutorOptions {
   RankOptions ranks;        ///< for a plan of several
 };
 
-/// Runs one target's program: the list of launches, over worker threads, with a barrier between launches.
+/// Runs one target's program: of a step's bucket the list of launches, over worker threads, with a barrier between launches.
 /// Owns the arena and the KV cache. Not thread-safe: the step thread alone calls run().
 ///
 /// A plan of several ranks has an executor in as many processes. Rank 0's run() publishes the batch, which lies in memory that

@@ -13,7 +13,7 @@
 
 namespace ts {
 
-inline constexpr int64_t kPlanSchema = 2;
+inline constexpr int64_t kPlanSchema = 3;
 
 /// Throws Error (TS_BAD_PLAN) that tells who must be newer, unless `found` is kPlanSchema.
 void check_schema(int64_t found, std::string_view where);

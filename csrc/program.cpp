@@ -17,7 +17,8 @@ constexpr int64_t kMaxPageSize = 4096;
 constexpr int64_t kMaxLayers = 1024;
 constexpr int64_t kMaxBytes = int64_t{1} << 46;  // of the arena, and of a page: no sum of a few leaves 64 bits
 constexpr size_t kMaxBuffers = 100'000;
-constexpr size_t kMaxLaunches = 100'000;
+constexpr size_t kMaxBuckets = 32;
+constexpr size_t kMaxLaunches = 100'000;  // of a bucket
 constexpr size_t kMaxArguments = 64;
 constexpr size_t kMaxSymbolBytes = 200;
 constexpr int64_t kAlignment = 64;
@@ -221,14 +222,14 @@ Collective parse_fields(const JsonNode &node, const Mesh &mesh) {
   return c;
 }
 
-Launch parse_collective(const JsonNode &node, const Plan &plan, const Program &program) {
+Launch parse_collective(const JsonNode &node, const Plan &plan, const Program &program, const Limits &limits) {
   const Collective c = parse_fields(node, plan.mesh());
   Launch launch;
   launch.op = node["op"].text();
   const JsonNode args = node["args"];
   check_count(args, 2, 2);
-  const int64_t all = program.limits.max_tokens, mine = c.most_tokens(program.limits, plan.mesh());
-  const int64_t outer = c.most_outer(program.limits, plan.mesh());
+  const int64_t all = limits.max_tokens, mine = c.most_tokens(limits, plan.mesh());
+  const int64_t outer = c.most_outer(limits, plan.mesh());
   for (size_t i = 0; i < 2; ++i) {
     const Argument argument = parse_argument(args.at(i), plan, program);
     if (argument.kind != Argument::Kind::buffer) fail(TS_BAD_PLAN, args.at(i).where(), " is no buffer");
@@ -245,8 +246,8 @@ Launch parse_collective(const JsonNode &node, const Plan &plan, const Program &p
   return launch;
 }
 
-Launch parse_launch(const JsonNode &node, const Plan &plan, const Program &program) {
-  if (node.find("collective")) return parse_collective(node, plan, program);
+Launch parse_launch(const JsonNode &node, const Plan &plan, const Program &program, const Limits &limits) {
+  if (node.find("collective")) return parse_collective(node, plan, program, limits);
   node.expect_keys({"args", "kernel", "op"}, {"tokens"});
   Launch launch;
   if (const auto axis = node.find("tokens")) launch.tokens_axis = parse_axis(*axis, plan.mesh());
@@ -267,16 +268,44 @@ Launch parse_launch(const JsonNode &node, const Plan &plan, const Program &progr
   return launch;
 }
 
-void parse_logits(const JsonNode &node, Program &program) {
+void parse_logits(const JsonNode &node, const Program &program, Bucket &bucket) {
   node.expect_keys({"buffer", "stride"});
   const JsonNode index = node["buffer"];
-  program.logits_buffer = static_cast<int32_t>(index.integer(0, static_cast<int64_t>(program.buffers.size()) - 1));
-  program.logits_stride = node["stride"].integer(program.limits.vocab_size, kMaxBytes / kMaxTokens);
-  const uint64_t wanted = sizeof(float) * static_cast<uint64_t>(program.logits_stride) * program.limits.max_seqs;
-  const Buffer &buffer = program.buffers[program.logits_buffer];
+  bucket.logits_buffer = static_cast<int32_t>(index.integer(0, static_cast<int64_t>(program.buffers.size()) - 1));
+  bucket.logits_stride = node["stride"].integer(bucket.limits.vocab_size, kMaxBytes / kMaxTokens);
+  const uint64_t wanted = sizeof(float) * static_cast<uint64_t>(bucket.logits_stride) * bucket.limits.max_seqs;
+  const Buffer &buffer = program.buffers[bucket.logits_buffer];
   if (buffer.bytes < wanted) {
     fail(TS_BAD_PLAN, index.where(), " (", in_quotes(buffer.name), ") has ", buffer.bytes, " bytes, but ",
-         program.limits.max_seqs, " rows of ", program.logits_stride, " f32 take ", wanted);
+         bucket.limits.max_seqs, " rows of ", bucket.logits_stride, " f32 take ", wanted);
+  }
+}
+
+Bucket parse_bucket(const JsonNode &node, const Plan &plan, const Program &program, int32_t least) {
+  node.expect_keys({"launches", "logits", "max_tokens"});
+  Bucket bucket;
+  bucket.limits = program.limits;
+  bucket.limits.max_tokens = static_cast<int32_t>(node["max_tokens"].integer(least, program.limits.max_tokens));
+  bucket.limits.max_seqs = std::min(bucket.limits.max_seqs, bucket.limits.max_tokens);  // each has a token
+  const JsonNode launches = node["launches"];
+  check_count(launches, 1, kMaxLaunches);
+  for (size_t i = 0; i < launches.size(); ++i) {
+    bucket.launches.push_back(parse_launch(launches.at(i), plan, program, bucket.limits));
+  }
+  parse_logits(node["logits"], program, bucket);
+  return bucket;
+}
+
+/// In the order of their tokens; the last one's are all that the limits allow.
+void parse_buckets(const JsonNode &node, const Plan &plan, Program &program) {
+  check_count(node, 1, kMaxBuckets);
+  for (size_t i = 0; i < node.size(); ++i) {
+    const int32_t least = i == 0 ? 1 : program.buckets.back().limits.max_tokens + 1;
+    program.buckets.push_back(parse_bucket(node.at(i), plan, program, least));
+  }
+  if (const int32_t most = program.buckets.back().limits.max_tokens; most != program.limits.max_tokens) {
+    fail(TS_BAD_PLAN, node.at(node.size() - 1).where(), ".max_tokens is ", most, ", the limits have ",
+         program.limits.max_tokens);
   }
 }
 
@@ -341,7 +370,7 @@ Program parse_program(const Plan &plan, std::string_view target, int32_t rank) {
     fail(TS_BAD_PLAN, name, ".abi is ", abi, ", this tsruntime has ", TS_LAUNCH_ABI,
          abi > TS_LAUNCH_ABI ? ": update tsruntime" : ": rebuild the plan with this tscompile");
   }
-  root.expect_keys({"abi", "arena_bytes", "buffers", "kv", "launches", "limits", "logits", "target"});
+  root.expect_keys({"abi", "arena_bytes", "buckets", "buffers", "kv", "limits", "target"});
   Program program;
   program.rank = rank;
   program.target = root["target"].text();
@@ -354,10 +383,7 @@ Program parse_program(const Plan &plan, std::string_view target, int32_t rank) {
   kv.expect_keys({"num_layers", "page_bytes"});
   program.num_layers = static_cast<int32_t>(kv["num_layers"].integer(1, kMaxLayers));
   program.page_bytes = static_cast<uint64_t>(multiple(kv["page_bytes"], kAlignment, kMaxBytes, kAlignment));
-  const JsonNode launches = root["launches"];
-  check_count(launches, 1, kMaxLaunches);
-  for (size_t i = 0; i < launches.size(); ++i) program.launches.push_back(parse_launch(launches.at(i), plan, program));
-  parse_logits(root["logits"], program);
+  parse_buckets(root["buckets"], plan, program);
   return program;
 }
 

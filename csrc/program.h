@@ -82,18 +82,24 @@ struct Launch {
   std::optional<Collective> collective;
 };
 
-/// What one step of a target runs, checked against the plan it came from.
+/// What steps of up to limits.max_tokens tokens run, and of more than the bucket before it.
+struct Bucket {
+  Limits limits;  ///< the program's, for fewer tokens and so maybe fewer sequences
+  std::vector<Launch> launches;
+  int32_t logits_buffer = 0;
+  int64_t logits_stride = 0;  ///< f32 elements from one row to the next
+};
+
+/// What the steps of a target run, checked against the plan it came from.
 struct Program {
   std::string target;
   int32_t rank = 0;  ///< whose weights the arguments are
   Limits limits;
   uint64_t arena_bytes = 0;
   std::vector<Buffer> buffers;
-  int32_t num_layers = 0;   ///< of the KV cache
-  uint64_t page_bytes = 0;  ///< of one layer's page
-  std::vector<Launch> launches;
-  int32_t logits_buffer = 0;
-  int64_t logits_stride = 0;  ///< f32 elements from one row to the next
+  int32_t num_layers = 0;       ///< of the KV cache
+  uint64_t page_bytes = 0;      ///< of one layer's page
+  std::vector<Bucket> buckets;  ///< the last one's limits are the program's
 };
 
 /// Parses `tsp/program/<target>` for one rank of the plan's mesh, and checks all of it: ABI, limits against the model, buffers against

@@ -24,10 +24,12 @@ RankLayout layout_of(const Program &program, const Mesh &mesh, int32_t num_pages
   layout.page_size = limits.page_size;
   layout.batch_ints = BatchArrays::num_ints(limits.max_tokens, limits.max_seqs,
                                             (limits.max_context + limits.page_size - 1) / limits.page_size);
-  for (const Launch &launch : program.launches) {
-    if (!launch.collective) continue;
-    layout.staging_bytes =
-        std::max(layout.staging_bytes, BoundCollective::staging_bytes(*launch.collective, limits, mesh));
+  for (const Bucket &bucket : program.buckets) {
+    for (const Launch &launch : bucket.launches) {
+      if (!launch.collective) continue;
+      layout.staging_bytes =
+          std::max(layout.staging_bytes, BoundCollective::staging_bytes(*launch.collective, bucket.limits, mesh));
+    }
   }
   return layout;
 }

@@ -35,6 +35,8 @@ def assemble(build: Build, progress: plan.Progress = lambda done, total: None) -
     entries += [plan.blob(name, data) for name, data in sorted(build.text.items())]
     receipts = [dataclasses.asdict(receipt) for receipt in build.receipts]
     entries.append(plan.blob("tsp/graph", print_graph(build.graph).encode()))
+    for tokens, graph in build.smaller.items():
+        entries.append(plan.blob(f"tsp/graph/{tokens}", print_graph(graph).encode()))
     entries.append(plan.blob("tsp/receipts", canonical.dumps(receipts)))
     entries.append(plan.blob("tsp/pack", canonical.dumps(build.weights.report())))
     entries.append(plan.blob("tsp/placements", canonical.dumps(build.placed)))

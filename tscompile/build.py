@@ -1,7 +1,7 @@
 """What the passes share: the options, and the state of one build. A pass is `run(build: Build) -> None`.
 
-Up to `fuse` a pass reads and replaces `build.graph` and knows no target. From `select` on,
-`build.targets[target]` is filled.
+Up to `fuse` a pass reads and replaces `build.graph` and knows no target; from `propagate` on it does so for
+every bucket of tokens. From `select` on, `build.targets[target]` is filled.
 """
 
 from __future__ import annotations
@@ -73,15 +73,23 @@ class Receipt:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class Bucket:
+    """What a target runs in a step of some range of tokens. steps: the launches: the graph's groups, those
+    that this target runs in several launches cut up. symbols: a step's name -> its kernel's; a collective
+    has none."""
+
+    graph: Graph
+    steps: list[Group]
+    symbols: dict[str, str]
+
+
 @dataclass
 class TargetBuild:
     """What the passes from `select` on make for one target."""
 
     target: str
-    # by `select`: the launches: the graph's groups, those that this target runs in several launches cut up
-    steps: list[Group] = field(default_factory=list)
-    # by `select`: a step's name -> its kernel's symbol; a collective has none
-    symbols: dict[str, str] = field(default_factory=dict)
+    buckets: dict[int, Bucket] = field(default_factory=dict)  # by `select`: as build.buckets
     layouts: dict[str, str] = field(default_factory=dict)  # by `select`: a weight's name -> "rows" or "tiles"
     kernels: Any = (
         None  # by `select`, for `emit`: the kernel descriptions and configurations (tscompile/kernels)
@@ -103,6 +111,9 @@ class Build:
         default_factory=lambda: Graph("empty")
     )  # capture makes it; every pass to `fuse` rewrites it
     model: ModelInfo | None = None  # capture
+    # propagate: where small steps are placed otherwise, the graphs for steps of up to so many tokens;
+    # `graph` is that of all larger ones. Weights and KV caches lie alike in all
+    smaller: dict[int, Graph] = field(default_factory=dict)
     receipts: list[Receipt] = field(default_factory=list)  # fuse
     targets: dict[str, TargetBuild] = field(default_factory=dict)  # select
     weights: Any = (
@@ -111,9 +122,15 @@ class Build:
     text: dict[str, bytes] = field(
         default_factory=dict
     )  # text: entry name ("tsp/text/tokenizer", ...) -> bytes
-    # stages and propagate, of several ranks: why each op lies as it does, the plan's "tsp/placements"
-    placed: dict[str, Any] = field(default_factory=lambda: {"ops": [], "stages": []})
+    # of several ranks, stages: the pipeline's; propagate: a bucket after the other, why each op lies as
+    # it does. The plan's "tsp/placements"
+    placed: dict[str, Any] = field(default_factory=lambda: {"stages": [], "buckets": []})
     verified: dict[str, Any] = field(
         default_factory=lambda: {"verified": False}
     )  # check, with --verify: the plan's "tsp/verify"
     notes: list[str] = field(default_factory=list)  # one line each, shown at the end of a build
+
+    @property
+    def buckets(self) -> dict[int, Graph]:
+        """Steps of how many tokens at most -> their graph, ascending."""
+        return {**self.smaller, self.options.max_tokens: self.graph}

@@ -7,6 +7,8 @@ import dataclasses
 import random
 from typing import Any
 
+from torch import Tensor
+
 from tscompile.build import Build
 from tscompile.errors import InternalError
 from tscompile.interpret import Batch, Interpreter, Sequences
@@ -18,44 +20,53 @@ SEED, STEPS, NUM_PAGES = 0, 5, 16
 
 
 def verify_build(build: Build) -> tuple[dict[str, Any], float]:
-    """Compares the logits of random steps: (what the plan keeps as "tsp/verify", the largest difference
-    relative to the largest logit). InternalError, which names the step and the rank, if it is beyond the
-    tolerance: a pass has changed the model."""
+    """Compares the logits of random steps, each run by the graph of every bucket: (what the plan keeps as
+    "tsp/verify", the largest difference relative to the largest logit). InternalError, which names the step
+    and the rank, if it is beyond the tolerance: a pass has changed the model."""
     assert build.model is not None
-    one = dataclasses.replace(build, mesh=Mesh(), receipts=[], notes=[])
+    one = dataclasses.replace(build, mesh=Mesh(), smaller={}, receipts=[], notes=[])
     for step in (capture, precision, propagate, reshard):
         step.run(one)
     page_size, max_context = build.options.page_size, build.model.max_context
     batches = random_steps(build.mesh, build.model.vocab_size, page_size, max_context)
     num_slots = build.mesh.num_owners * NUM_PAGES * page_size
-    expected = Interpreter(one.graph, build.checkpoint.read, num_slots)
-    found = Interpreter(build.graph, build.checkpoint.read, num_slots, build.mesh)
-    tolerance, worst = TOLERANCE[build.options.dtype], 0.0
-    for number, batch in enumerate(batches):
-        wanted = expected.run(batch)[0][0]  # [L, vocab_size]
-        scale = float(wanted.abs().max()) or 1.0
-        for rank, outputs in enumerate(found.run(batch)):
-            if not outputs:  # of a later stage
-                continue
-            # a vocabulary that was padded for the ranks is wider
-            differs = float((outputs[0][:, : wanted.shape[1]] - wanted).abs().max()) / scale
-            if not differs <= float(tolerance):
-                raise InternalError(
-                    f"--verify: in step {number + 1} of {len(batches)}, {len(batch.token_ids)} tokens, "
-                    f"the logits of rank {rank} of {build.mesh} differ by {differs:.1e} of the largest, "
-                    f"wanted at most {tolerance}"
-                )
-            worst = max(worst, differs)
+    captured = Interpreter(one.graph, build.checkpoint.read, num_slots)
+    expected = [captured.run(batch)[0][0] for batch in batches]  # [L, vocab_size] each
+    worst = 0.0
+    for tokens, graph in build.buckets.items():
+        found = Interpreter(graph, build.checkpoint.read, num_slots, build.mesh)
+        for number, (batch, wanted) in enumerate(zip(batches, expected, strict=True), 1):
+            where = f"step {number} of {len(batches)}, {len(batch.token_ids)} tokens, as of up to {tokens}"
+            worst = max(worst, difference(build, found.run(batch), wanted, where))
     report = {
         "verified": True,
         "ranks": build.mesh.num_ranks,
+        "buckets": list(build.buckets),
         "seed": SEED,
         "steps": len(batches),
         "tokens": sum(len(batch.token_ids) for batch in batches),
         "logits": sum(len(batch.logit_rows) for batch in batches),
-        "tolerance": tolerance,
+        "tolerance": TOLERANCE[build.options.dtype],
     }
     return report, worst
+
+
+def difference(build: Build, ranks: list[list[Tensor]], wanted: Tensor, step: str) -> float:
+    """The largest of any rank's logits, relative to the largest logit; InternalError beyond the tolerance."""
+    tolerance, worst = TOLERANCE[build.options.dtype], 0.0
+    scale = float(wanted.abs().max()) or 1.0
+    for rank, outputs in enumerate(ranks):
+        if not outputs:  # of a later stage
+            continue
+        # a vocabulary that was padded for the ranks is wider
+        differs = float((outputs[0][:, : wanted.shape[1]] - wanted).abs().max()) / scale
+        if not differs <= float(tolerance):
+            raise InternalError(
+                f"--verify: in {step}, the logits of rank {rank} of {build.mesh} differ by {differs:.1e} of "
+                f"the largest, wanted at most {tolerance}"
+            )
+        worst = max(worst, differs)
+    return worst
 
 
 def random_steps(mesh: Mesh, vocab_size: int, page_size: int, max_context: int) -> list[Batch]:

@@ -19,18 +19,35 @@ NOTE = "R: every rank holds it whole. S(d): each its part along dim d. P(sum): e
 
 
 def explain(path: Path) -> dict[str, Any]:
-    """Layers that are alike are told once, with how many there are."""
+    """Layers that are alike are told once, with how many there are. A part for each bucket of tokens that is
+    placed in its own way."""
     plan = Plan(path)
-    graph = parse(bytes(plan.bytes("tsp/graph")).decode())
     target = plan.manifest["targets"][0]
-    limits = plan.json(f"tsp/program/{target}")["limits"]
-    return {
-        "mesh": dict(graph.mesh.axes),
-        "values": alike(values_of(graph)),
-        "placements": plan.json("tsp/placements"),
-        "collectives": alike(collectives_of(graph, target, limits)),
-        "weights": alike(weights_of(plan)),
-    }
+    program = plan.json(f"tsp/program/{target}")
+    placed = plan.json("tsp/placements")
+    placements = {found["max_tokens"]: found["ops"] for found in placed["buckets"]}
+    parts, fewer = [], 0
+    for graph, step in zip(graphs_of(plan, program), program["buckets"], strict=True):
+        most = step["max_tokens"]
+        sizes = [tokens for tokens in sizes_of(program["limits"]) if fewer < tokens < most]
+        parts.append(
+            {
+                "min_tokens": fewer + 1,
+                "max_tokens": most,
+                "values": alike(values_of(graph)),
+                "placements": placements.get(most, []),
+                "collectives": alike(collectives_of(graph, target, program["limits"], [*sizes, most])),
+            }
+        )
+        fewer = most
+    return {"mesh": dict(plan.manifest["mesh"]), "steps": parts, "weights": alike(weights_of(plan))}
+
+
+def graphs_of(plan: Plan, program: Mapping[str, Any]) -> Iterator[Graph]:
+    """The graph of each bucket of tokens, the smallest first."""
+    smaller = [f"tsp/graph/{step['max_tokens']}" for step in program["buckets"][:-1]]
+    for name in [*smaller, "tsp/graph"]:
+        yield parse(bytes(plan.bytes(name)).decode())
 
 
 def values_of(graph: Graph) -> Iterator[dict[str, Any]]:
@@ -49,14 +66,17 @@ def values_of(graph: Graph) -> Iterator[dict[str, Any]]:
             }
 
 
-def buckets_of(limits: Mapping[str, int]) -> list[int]:
+def sizes_of(limits: Mapping[str, int]) -> list[int]:
     """Tokens of a step: 1, 8, 64, ..., and the most that the plan allows."""
     most = limits["max_tokens"]
     return [*(8**i for i in range(math.ceil(math.log(most, 8)))), most]
 
 
-def collectives_of(graph: Graph, target: str, limits: Mapping[str, int]) -> Iterator[dict[str, Any]]:
-    """Predictions come from the target's topology, as those of the search that placed the model."""
+def collectives_of(
+    graph: Graph, target: str, limits: Mapping[str, int], sizes: Sequence[int]
+) -> Iterator[dict[str, Any]]:
+    """sizes: tokens of a step. Predictions come from the target's topology, as those of the search that
+    placed the model."""
     machine = topology_of(target)
     for group in graph.groups():
         for op in group.body:
@@ -69,7 +89,7 @@ def collectives_of(graph: Graph, target: str, limits: Mapping[str, int]) -> Iter
                 "ranks": ranks,
                 "value": of_any_layer(op.inputs[0].name),
                 "fused_into": "" if group.group == "collective" else group.group,
-                "buckets": [bucket(op, tokens, limits, machine, ranks) for tokens in buckets_of(limits)],
+                "buckets": [bucket(op, tokens, limits, machine, ranks) for tokens in sizes],
             }
 
 
@@ -107,20 +127,11 @@ def weights_of(plan: Plan) -> Iterator[dict[str, Any]]:
 
 def explain_text(report: dict[str, Any]) -> str:
     """For people."""
-    axes = list(report["mesh"])
-    values = (
-        (
-            f"{'state ' if v['state'] else ''}{v['value']}",
-            f"{v['dtype']}[{', '.join(map(str, v['shape']))}]",
-            v["made_by"],
-            f"x{v['count']}",
-            *(v["placement"][axis] for axis in axes),
-        )
-        for v in report["values"]
-    )
-    lines = ["mesh  " + " x ".join(f"{axis}={ranks}" for axis, ranks in report["mesh"].items())]
-    lines += [NOTE, "", *table(("value", "type", "made by", "", *axes), values)]
-    lines += ["", *placement_lines(report["placements"]), *collective_lines(report["collectives"])]
+    lines = ["mesh  " + " x ".join(f"{axis}={ranks}" for axis, ranks in report["mesh"].items()), NOTE]
+    for part in report["steps"]:
+        lines += ["", f"steps of {part['min_tokens']:,} to {part['max_tokens']:,} tokens", ""]
+        lines += [*value_lines(part["values"], list(report["mesh"])), ""]
+        lines += [*placement_lines(part), *collective_lines(part["collectives"])]
     held = sum(w["bytes_a_rank"] * w["count"] for w in report["weights"])
     weights = (
         (w["weight"], f"x{w['count']}", f"{w['bytes_a_rank']:,}", w["share"]) for w in report["weights"]
@@ -129,9 +140,23 @@ def explain_text(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def placement_lines(placements: dict[str, Any]) -> list[str]:
+def value_lines(values: Sequence[dict[str, Any]], axes: Sequence[str]) -> list[str]:
+    rows = (
+        (
+            f"{'state ' if v['state'] else ''}{v['value']}",
+            f"{v['dtype']}[{', '.join(map(str, v['shape']))}]",
+            v["made_by"],
+            f"x{v['count']}",
+            *(v["placement"][axis] for axis in axes),
+        )
+        for v in values
+    )
+    return table(("value", "type", "made by", "", *axes), rows)
+
+
+def placement_lines(part: dict[str, Any]) -> list[str]:
     """Why each op lies as it does."""
-    if not placements["ops"]:
+    if not part["placements"]:
         return []
 
     def other(found: dict[str, Any]) -> str:
@@ -148,11 +173,11 @@ def placement_lines(placements: dict[str, Any]) -> list[str]:
             f"{row['us']:g} us",
             "; ".join(other(found) for found in row["others"] if found["us_more"] is not None),
         )
-        for row in placements["ops"]
+        for row in part["placements"]
     )
     title = (
         f"why: the factor of each op's rule that is sharded, and what else the rule allows, in a step of "
-        f"{placements['tokens']:,} tokens, all else left as it is"
+        f"{part['max_tokens']:,} tokens, all else left as it is"
     )
     head = ("op", "", "at", "axis", "sharded", "takes -> gives", "cost", "instead")
     return [title, *table(head, rows), ""]

@@ -153,8 +153,8 @@ def target_lines(target: dict[str, Any]) -> list[str]:
     buffers = target["buffers"]
     unshared = sum(buffer["bytes"] for buffer in buffers)
     lines = [
-        f"{target['target']}: {len(target['launches'])} launches a step of up to {limits['max_tokens']} "
-        f"tokens and {limits['max_seqs']} sequences; kernels {size(target['kernels_bytes'])}",
+        f"{target['target']}: steps of up to {limits['max_tokens']} tokens and {limits['max_seqs']} "
+        f"sequences; kernels {size(target['kernels_bytes'])}",
         f"  arena {size(target['arena_bytes'])} for {len(buffers)} buffers of {size(unshared)}; KV cache "
         f"{size(kv['page_bytes'] * kv['num_layers'])} a page of {limits['page_size']} tokens",
     ]
@@ -166,16 +166,19 @@ def target_lines(target: dict[str, Any]) -> list[str]:
             return f"kv.{argument['kv']}"
         return f"@{argument['weight']}" + "".join(f"@{axis}" for axis in argument.get("axes", ()))
 
-    rows = (
-        (
-            str(index),
-            launch.get("kernel") or collective_text(launch),
-            launch["op"],
-            " ".join(text(argument) for argument in launch["args"]),
+    for step in target["buckets"]:
+        rows = (
+            (
+                str(index),
+                launch.get("kernel") or collective_text(launch),
+                launch["op"],
+                " ".join(text(argument) for argument in launch["args"]),
+            )
+            for index, launch in enumerate(step["launches"])
         )
-        for index, launch in enumerate(target["launches"])
-    )
-    return lines + table(("", "kernel or collective", "op", "arguments"), rows)
+        lines.append(f"  up to {step['max_tokens']} tokens: {len(step['launches'])} launches")
+        lines += table(("", "kernel or collective", "op", "arguments"), rows)
+    return lines
 
 
 def collective_text(launch: dict[str, Any]) -> str:

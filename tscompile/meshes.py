@@ -87,13 +87,15 @@ def _row(graph: Graph, options: Options, mesh: Mesh, load: Load, target: str) ->
     build.graph.mesh = mesh
     try:
         fit.run(build)
-        propagate.place(build, decode)  # one placement serves both kinds of step
+        propagate.place(build, decode)
+        reading = build.graph.copy()
+        propagate.replace(reading, prefill)
     except CompileError as error:
         return {**row, "why_not": str(error)}
     row |= _memory(build.graph, load) | {"notes": build.notes}
-    reshard.run(build)
-    cut = settled(build.graph, len(mesh.axes))
-    row |= _times(build.graph, cut, decode, "decode") | _times(build.graph, cut, prefill, "prefill")
+    for name, prices, placed in (("decode", decode, build.graph), ("prefill", prefill, reading)):
+        reshard.reshard(placed)
+        row |= _times(placed, settled(placed, len(mesh.axes)), prices, name)
     short = row["weights_bytes"] + row["kv_bytes"] - decode.topology.memory_bytes
     if short > 0:
         row["why_not"] = f"a rank lacks {inspect.size(int(short))} of memory"

@@ -92,7 +92,8 @@ def run(build: Build, passes: Sequence[str] = ALL, say: Progress = lambda _: Non
         say(f"{number:2}/{len(PASSES)} {name}: {after}")
         importlib.import_module(f"tscompile.passes.{name}").run(build)
         try:
-            verify(build.graph)
+            for graph in build.buckets.values():
+                verify(graph)
         except InternalError as error:
             raise InternalError(f"after the pass {name}: {error}") from None
         if build.options.dump:
@@ -116,6 +117,8 @@ def dump(build: Build, folder: Path, name: str) -> None:
     """The graph, the programs and the receipts as they are now."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.txt").write_text(print_graph(build.graph))
+    for tokens, graph in build.smaller.items():
+        (folder / f"{name}-up-to-{tokens}-tokens.txt").write_text(print_graph(graph))
     if name.endswith("fuse"):
         lines = [
             f"{r.pattern} at {r.where} ({r.source}): {'matched' if r.matched else r.reason}"

@@ -21,7 +21,7 @@ from tscompile import canonical
 from tscompile.errors import CompileError, InternalError
 from tscompile.mesh import Mesh
 
-SCHEMA = 2
+SCHEMA = 3
 ALIGN = 64  # bytes: where the data begins, and so every weight
 MANIFEST, SEAL = "tsp/manifest", "tsp/seal"
 DTYPE_BYTES = {"U8": 1, "BF16": 2, "F32": 4}

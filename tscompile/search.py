@@ -88,10 +88,20 @@ def settled(graph: Graph, index: int) -> Earlier:
 
 class Search:
     def __init__(
-        self, graph: Graph, axis: str, ranks: int, prices: Prices, earlier: Earlier | None = None
+        self,
+        graph: Graph,
+        axis: str,
+        ranks: int,
+        prices: Prices,
+        earlier: Earlier | None = None,
+        *,
+        pinned: bool = False,
     ) -> None:
+        """pinned: weights and KV caches stay where they are."""
         self.graph, self.axis, self.ranks, self.prices = graph, axis, ranks, prices
         self.earlier = earlier or Earlier()
+        self.index = graph.mesh.names.index(axis)
+        self.pinned = pinned
         self.cost = math.inf  # of what best() found
         self.solved = 0  # segments that were not like one before
         self.first_use: dict[int, int] = {}
@@ -153,8 +163,8 @@ class Search:
             alone = self.first_use[id(value)] >= start and self.last_use[id(value)] < stop
             if id(value) not in labels:
                 labels[id(value)] = len(labels) if alone else id(value)
-            moved = id(value) in self.earlier.moved
-            return labels[id(value)], value.shape, value.dtype, self.earlier.parts(value), moved
+            pin, moved = self._pin(value), id(value) in self.earlier.moved
+            return labels[id(value)], value.shape, value.dtype, self.earlier.parts(value), pin, moved
 
         lines = []
         for op in self.graph.ops[start:stop]:
@@ -221,6 +231,15 @@ class Search:
 
     def options(self, op: Op) -> list[Strategy]:
         """What the search may choose from."""
+        pins = [(i, pin) for i, pin in enumerate(map(self._pin, op.inputs)) if pin]
+        return [s for s in self._all(op) if all(s.takes[i] == pin for i, pin in pins)]
+
+    def _pin(self, value: Value) -> Placement | None:
+        """Where a weight or a KV cache has to stay."""
+        stays = self.pinned and (isinstance(value, Weight) or value.state)
+        return value.placement[self.index] if stays else None
+
+    def _all(self, op: Op) -> list[Strategy]:
         _, taken = self.earlier.op(op)
         tokens = by_sequence(self.axis) or self.prices.topology.tokens_sharded
         found = [

@@ -38,13 +38,8 @@ void check_refusal(const Error &error) {
   require(nlohmann::json(message).dump().size() > 2, "a message that is not UTF-8");  // dump throws
 }
 
-/// What every accepted program promises to the executor.
-void check_program(const Program &program, const Mesh &mesh) {
-  for (const Buffer &buffer : program.buffers) {
-    require(buffer.offset % 64 == 0 && buffer.offset + buffer.bytes <= program.arena_bytes,
-            "a buffer outside the arena");
-  }
-  for (const Launch &launch : program.launches) {
+void check_bucket(const Bucket &bucket, const Program &program, const Mesh &mesh) {
+  for (const Launch &launch : bucket.launches) {
     for (const Argument &argument : launch.arguments) {
       const auto index = static_cast<size_t>(argument.index);
       if (argument.kind == Argument::Kind::buffer) require(index < program.buffers.size(), "a buffer that is none");
@@ -54,15 +49,25 @@ void check_program(const Program &program, const Mesh &mesh) {
     if (!launch.collective) continue;
     const Collective &c = *launch.collective;
     require(launch.arguments.size() == 2, "a collective without input or output");
-    const auto outer = static_cast<uint64_t>(c.most_outer(program.limits, mesh));
-    const int64_t all = program.limits.max_tokens, mine = c.most_tokens(program.limits, mesh);
+    const auto outer = static_cast<uint64_t>(c.most_outer(bucket.limits, mesh));
+    const int64_t all = bucket.limits.max_tokens, mine = c.most_tokens(bucket.limits, mesh);
     for (const auto &[argument, run] : {std::pair(0, c.in_run(mine, all)), std::pair(1, c.out_run(mine, all))}) {
       const Buffer &buffer = program.buffers.at(launch.arguments[static_cast<size_t>(argument)].index);
       require(outer * static_cast<uint64_t>(run * c.element_bytes) <= buffer.bytes, "a collective beyond its buffer");
     }
   }
-  const uint64_t logits = uint64_t{4} * program.limits.max_seqs * program.logits_stride;
-  require(logits <= program.buffers.at(program.logits_buffer).bytes, "logits beyond their buffer");
+  const uint64_t logits = uint64_t{4} * bucket.limits.max_seqs * bucket.logits_stride;
+  require(logits <= program.buffers.at(bucket.logits_buffer).bytes, "logits beyond their buffer");
+}
+
+/// What every accepted program promises to the executor.
+void check_program(const Program &program, const Mesh &mesh) {
+  for (const Buffer &buffer : program.buffers) {
+    require(buffer.offset % 64 == 0 && buffer.offset + buffer.bytes <= program.arena_bytes,
+            "a buffer outside the arena");
+  }
+  for (const Bucket &bucket : program.buckets) check_bucket(bucket, program, mesh);
+  require(program.buckets.back().limits.max_tokens == program.limits.max_tokens, "steps that no bucket runs");
 }
 
 void go_through(std::span<const uint8_t> bytes, Stage &stage) {

@@ -10,7 +10,9 @@ from checkpoints import Spec
 
 from tscompile import models, pipeline
 from tscompile.build import Options
+from tscompile.kernels.host import best_target
 from tscompile.price import Prices
+from tscompile.reader import Plan
 from tscompile.topology import Algorithm, Link
 
 ALL_TARGETS = ("cpu-avx2", "cpu-avx512", "cpu-amx")
@@ -36,6 +38,12 @@ def build(
         lambda _: None,
     )
     return out
+
+
+def launches(path: Path) -> list[dict[str, Any]]:
+    """Of this machine's best target, of steps of any number of tokens."""
+    buckets = Plan(path).json(f"tsp/program/{best_target()}")["buckets"]
+    return [launch for bucket in buckets for launch in bucket["launches"]]
 
 
 def prices(

@@ -137,6 +137,33 @@ def test_every_family_on_every_mesh(
     _is_shared_out(program, sizes)
 
 
+@pytest.mark.parametrize("mesh", ["tp=2", "tp=4", "ep=4", "dp=2 tp=2", "pp=2 tp=2"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_small_steps_placed_otherwise(
+    family: str,
+    mesh: str,
+    families: dict[tuple[str, tuple[int, int]], Family],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sums are reduced whole in small steps and scattered in large ones, over the same weights and caches:
+    steps of either kind, in any order, give what one rank does."""
+    seed = sum(map(ord, family + mesh))
+    print(f"seed {seed}")
+    slow, quick = (prices(base, 1e12, sharded=True) for base in (1e-4, 1e-8))
+    monkeypatch.setattr(propagate, "prices_of", lambda at: slow if 1 <= at.tokens <= 16 else quick)
+    given = families[family, HEADS]
+    program = placed(given.captured, MESHES[mesh])
+    assert list(program.buckets) == [16, 512]
+    small, large = (
+        Counter(op.kind for group in graph.groups() for op in group.body)
+        for graph in program.buckets.values()
+    )
+    assert large["reduce_scatter"] > small["reduce_scatter"]
+    weights = [{w.name: w.recipe for w in graph.weights} for graph in program.buckets.values()]
+    assert weights[0] == weights[1]
+    _is_right(program, given, seed)
+
+
 class RowsFree(Prices):
     """Rows of experts cost nothing to move."""
 
@@ -179,11 +206,15 @@ def _is_right(program: Build, given: Family, seed: int) -> None:
     num_slots = PAGE_SIZE * owners * (32 // owners)
     read = given.captured.checkpoint.read
     one = Interpreter(given.one.graph, read, num_slots)
-    many = Interpreter(program.graph, read, num_slots, program.mesh)
+    many = {
+        most: Interpreter(graph, read, num_slots, program.mesh) for most, graph in program.buckets.items()
+    }
+    share_caches(list(many.values()))
     sequences, wrong = Sequences(PAGE_SIZE, num_slots, owners), 0.0
     for step in random_steps(random.Random(seed)):
         batch = sequences.batch(step)
-        ((wanted,),), found = one.run(batch), many.run(batch)
+        bucket = next(most for most in many if len(batch.token_ids) <= most)
+        ((wanted,),), found = one.run(batch), many[bucket].run(batch)
         assert len(found) == math.prod(sizes.values())
         for rank, outputs in enumerate(found):
             assert len(outputs) == (program.mesh.coords(rank).get("pp", 0) == 0)  # of the first stage's ranks
@@ -191,6 +222,16 @@ def _is_right(program: Build, given: Family, seed: int) -> None:
                 differs = (logits[:, : wanted.shape[1]] - wanted).abs().max() / wanted.abs().max()
                 wrong = max(wrong, float(differs))
     assert wrong < 1e-5
+
+
+def share_caches(interpreters: list[Interpreter]) -> None:
+    """Of the buckets of one program: what one writes into a KV cache the others read."""
+    first, *others = interpreters
+    for other in others:
+        for ours, theirs in zip(other.fixed, first.fixed, strict=True):
+            for state, same in zip(other.graph.states, first.graph.states, strict=True):
+                if id(same) in theirs:  # the rank's stage has it
+                    ours[id(state)] = theirs[id(same)]
 
 
 def _is_shared_out(program: Build, sizes: dict[str, int]) -> None:

@@ -64,14 +64,16 @@ def random_steps(rng: random.Random, owners: int, num_slots: int) -> list[Batch]
     return steps
 
 
-def place(graph: Graph, prices: Prices) -> None:
-    """Every pass that places, and the verifier after each."""
+def place(graph: Graph, prices: Prices, of_small_steps: Prices) -> list[Graph]:
+    """Every pass that places, and the verifier after each. The graph of each bucket of tokens."""
     build = golden.build_of(graph)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(propagate, "prices_of", lambda _: prices)
+        patch.setattr(propagate, "prices_of", lambda at: of_small_steps if at.tokens == 1 else prices)
         for step in PASSES:
             step.run(build)
-            verify(build.graph)
+            for placed in build.buckets.values():
+                verify(placed)
+    return list(build.buckets.values())
 
 
 def check(seed: int, seen: Counter[str]) -> None:
@@ -85,23 +87,27 @@ def check(seed: int, seen: Counter[str]) -> None:
     one = Interpreter(graph, tensors.__getitem__, num_slots)
     expected = [one.run(batch)[0] for batch in batches]
     prices = rng.choice([p for p in PRICES if p.topology.tokens_sharded or owners == 1])
+    sharded = prices.topology.tokens_sharded
+    of_small_steps = rng.choice([p for p in PRICES if p.topology.tokens_sharded == sharded])
     try:
-        place(graph, prices)
+        graphs = place(graph, prices, of_small_steps)
     except CompileError as error:
         check_refusal(str(error), model)
         seen["refused"] += 1
         return
-    many = Interpreter(graph, tensors.__getitem__, num_slots, mesh)
-    for batch, wanted in zip(batches, expected, strict=True):
-        for rank, found in enumerate(many.run(batch)):
-            has = mesh.coords(rank).get("pp", 0) == 0  # the outputs: ranks of the first stage alone
-            for ours, whole in zip(found, wanted if has else [], strict=True):
-                differs = (ours[:, : whole.shape[1]] - whole).abs().max()  # the rest is what fit has padded
-                wrong = float(differs / whole.abs().max().clamp(min=1e-3))
-                assert wrong <= TOLERANCE, f"rank {rank} is wrong by {wrong:.1e} of the largest"
+    for placed in graphs:
+        many = Interpreter(placed, tensors.__getitem__, num_slots, mesh)
+        for batch, wanted in zip(batches, expected, strict=True):
+            for rank, found in enumerate(many.run(batch)):
+                has = mesh.coords(rank).get("pp", 0) == 0  # the outputs: ranks of the first stage alone
+                for ours, whole in zip(found, wanted if has else [], strict=True):
+                    differs = (ours[:, : whole.shape[1]] - whole).abs().max()  # the rest fit has padded
+                    wrong = float(differs / whole.abs().max().clamp(min=1e-3))
+                    assert wrong <= TOLERANCE, f"rank {rank} is wrong by {wrong:.1e} of the largest"
+        seen.update({op.kind for op in placed.ops})
+        seen.update({str(p) for value in placed.values() for p in value.placement})
     seen["placed"] += 1
-    seen.update({op.kind for op in graph.ops})
-    seen.update({str(p) for value in graph.values() for p in value.placement})
+    seen["two buckets"] += len(graphs) == 2
 
 
 def check_refusal(said: str, model: RandomModel) -> None:
@@ -131,5 +137,6 @@ def test_what_is_placed_is_right(request: pytest.FixtureRequest) -> None:
     if cases >= 1000:  # the cases are worth their time: most are placed, and by every op and collective
         assert seen["placed"] > cases / 2
         assert seen["refused"] > cases / 20
+        assert seen["two buckets"] > cases / 20
         gone = {"boundary", "redistribute", "mla_attention"}  # by placing; and by `expand`, before it
         assert set(REGISTRY) - gone <= set(seen)

@@ -39,7 +39,7 @@ def moves(here: str, wanted: str) -> list[str]:
     placements = [tuple(map(parse_placement, text.split())) for text in (here, wanted)]
     mesh = Mesh((("dp", 2), ("ep", 2), ("tp", 2)))
     value = Value("x", (Sym("T"), 16), "f32", False, placements[0])
-    resharder = reshard._Resharder(golden.build_of(Graph("g", mesh)))
+    resharder = reshard._Resharder(Graph("g", mesh))
     assert resharder.bring(value, placements[1], None).placement == placements[1]
     return [f"{op.attrs['axis']}:{op.attrs['source']}->{op.attrs['target']}" for op in resharder.ops]
 
@@ -63,11 +63,11 @@ def test_one_dim_over_several_axes(here: str, wanted: str, expected: list[str]) 
 
 def test_every_placement_leads_to_every_other() -> None:
     """Over three axes, dims shared by several among them."""
-    build = golden.build_of(Graph("g", Mesh((("dp", 2), ("ep", 2), ("tp", 2)))))
+    graph = Graph("g", Mesh((("dp", 2), ("ep", 2), ("tp", 2))))
     wanted = [Replicate(), Shard(0), Shard(1)]
     for here in itertools.product([*wanted, Partial()], repeat=3):
         for there in itertools.product(wanted, repeat=3):
-            resharder = reshard._Resharder(build)
+            resharder = reshard._Resharder(graph)
             value = Value("x", (8, 8), "f32", False, here)
             assert resharder.bring(value, there, None).placement == there
             assert len(resharder.ops) <= 6

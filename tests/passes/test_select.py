@@ -34,7 +34,7 @@ def test_golden_of_two_ranks(request: pytest.FixtureRequest) -> None:
     """A line a launch: its kernel, or what its collective moves. All ranks run them."""
     build = golden.build_of(golden.read("fuse"), targets=("cpu-avx2",))
     select.run(build)
-    made = build.targets["cpu-avx2"]
+    (made,) = build.targets["cpu-avx2"].buckets.values()
     lines = [
         json.dumps(launch_fields(step)) if step.group == COLLECTIVE else f"{step.name}: {kernel}"
         for step in made.steps
@@ -210,8 +210,9 @@ def test_layers_share_kernels() -> None:
     build = golden.build_of(golden.read("fuse-one-rank"))
     select.run(build)
     (made,) = build.targets.values()
-    assert {kernel.desc.symbol for kernel in made.kernels} == set(made.symbols.values())
-    assert set(made.symbols) == {group.name for group in build.graph.groups()}
+    (bucket,) = made.buckets.values()
+    assert {kernel.desc.symbol for kernel in made.kernels} == set(bucket.symbols.values())
+    assert set(bucket.symbols) == {group.name for group in build.graph.groups()}
 
 
 def test_a_linear_knows_its_epilogue() -> None:

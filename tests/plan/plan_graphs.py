@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tscompile.build import Build, ModelInfo, Options, TargetBuild
+from tscompile.build import Bucket, Build, ModelInfo, Options, TargetBuild
 from tscompile.checkpoint import Checkpoint
 from tscompile.mesh import Mesh
 from tscompile.parser import parse
@@ -98,6 +98,7 @@ def build(folder: Path, targets: tuple[str, ...] = ("cpu-avx2", "cpu-amx"), **op
         layouts = {"embed": "rows", "norm": "rows", "qkv": "tiles", "table": "rows", "gate_up": "tiles"}
         steps = graph.groups()
         symbols = {step.name: f"{step.group}_1234" for step in steps}
-        made = TargetBuild(target, steps, symbols, layouts, library=b"\x7fELF", compiler="cc 1")
+        buckets = {result.options.max_tokens: Bucket(graph, steps, symbols)}
+        made = TargetBuild(target, buckets, layouts, library=b"\x7fELF", compiler="cc 1")
         result.targets[target] = made
     return result

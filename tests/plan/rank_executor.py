@@ -65,13 +65,14 @@ class RankExecutor:
             axis: token_starts(axis, size, tokens, firsts, owners) for axis, size in self.mesh.axes
         }
         self.rows = {"T": tokens, "L": len(arrays["logit_rows"]), "1": 1}
-        for launch in self.program["launches"]:
+        bucket = next(found for found in self.program["buckets"] if tokens <= found["max_tokens"])
+        for launch in bucket["launches"]:
             if "collective" in launch:
                 self.collective(launch)
             else:
                 for rank in range(self.mesh.num_ranks):
                     self.kernel(launch, self.part(arrays, launch.get("tokens", ""), rank), rank)
-        logits, limits = self.program["logits"], self.program["limits"]
+        logits, limits = bucket["logits"], self.program["limits"]
         shape = (self.rows["L"], logits["stride"])
         return [
             self.values(rank, logits["buffer"], "f32", shape)[:, : limits["vocab_size"]].copy()

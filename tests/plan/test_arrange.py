@@ -28,27 +28,36 @@ PROGRAM = {
         {"name": "logits", "offset": 0, "bytes": 8192},
     ],
     "kv": {"num_layers": 1, "page_bytes": 2 * 2 * 32 * 64 * 2},
-    "launches": [
-        {"kernel": "embed_1234", "op": "x", "args": [{"weight": "embed", "bytes": 50 * 64}, {"buffer": 0}]},
+    "buckets": [
         {
-            "kernel": "rms_norm_1234",
-            "op": "normed",
-            "args": [{"buffer": 0}, {"weight": "norm", "bytes": 128}, {"buffer": 1}],
-        },
-        {
-            "kernel": "linear_1234",
-            "op": "qkv.out",
-            "args": [{"buffer": 1}, {"weight": "qkv", "bytes": 6144}, {"buffer": 2}],
-        },
-        {
-            "kernel": "qkv_write_1234",
-            "op": "q",
-            "args": [{"buffer": 2}, {"weight": "table", "bytes": 4096}, {"kv": 0}, {"buffer": 3}],
-        },
-        {"kernel": "attention_1234", "op": "att", "args": [{"buffer": 3}, {"kv": 0}, {"buffer": 4}]},
-        {"kernel": "gather_rows_1234", "op": "logits", "args": [{"buffer": 0}, {"buffer": 5}]},
+            "max_tokens": 512,
+            "launches": [
+                {
+                    "kernel": "embed_1234",
+                    "op": "x",
+                    "args": [{"weight": "embed", "bytes": 50 * 64}, {"buffer": 0}],
+                },
+                {
+                    "kernel": "rms_norm_1234",
+                    "op": "normed",
+                    "args": [{"buffer": 0}, {"weight": "norm", "bytes": 128}, {"buffer": 1}],
+                },
+                {
+                    "kernel": "linear_1234",
+                    "op": "qkv.out",
+                    "args": [{"buffer": 1}, {"weight": "qkv", "bytes": 6144}, {"buffer": 2}],
+                },
+                {
+                    "kernel": "qkv_write_1234",
+                    "op": "q",
+                    "args": [{"buffer": 2}, {"weight": "table", "bytes": 4096}, {"kv": 0}, {"buffer": 3}],
+                },
+                {"kernel": "attention_1234", "op": "att", "args": [{"buffer": 3}, {"kv": 0}, {"buffer": 4}]},
+                {"kernel": "gather_rows_1234", "op": "logits", "args": [{"buffer": 0}, {"buffer": 5}]},
+            ],
+            "logits": {"buffer": 5, "stride": 32},
+        }
     ],
-    "logits": {"buffer": 5, "stride": 32},
 }
 
 
@@ -115,7 +124,8 @@ def test_limits_that_no_step_can_have(options: dict[str, int], message: str) -> 
 def test_a_kernel_that_select_forgot(tmp_path: Path) -> None:
     made = build(tmp_path)
     pack.run(made)
-    del made.targets["cpu-amx"].symbols["att"]
+    (bucket,) = made.targets["cpu-amx"].buckets.values()
+    del bucket.symbols["att"]
     with pytest.raises(InternalError, match="select gave att no kernel for cpu-amx"):
         arrange.run(made)
 

@@ -46,7 +46,8 @@ def test_inspect(path: Path) -> None:
         "qkv: matched 1 of 2",
         "not at layers.1.q (models/small.py:4): k has another input than q",
         "read q F32, k F16, v F32 > cast to BF16 > concat > layout tiles",
-        "cpu-avx2: 6 launches a step of up to 512 tokens and 64 sequences",
+        "cpu-avx2: steps of up to 512 tokens and 64 sequences",
+        "up to 512 tokens: 6 launches",
         "%qkv.out @table kv.0 %q",
     ):
         assert wanted in text, wanted
@@ -63,7 +64,9 @@ def test_inspect_checks_the_weights(path: Path) -> None:
 def test_explain(path: Path) -> None:
     report = json.loads(to_json(explain(path)))
     assert report["mesh"] == {"tp": 1}
-    q = next(v for v in report["values"] if v["value"] == "q")
+    (part,) = report["steps"]
+    assert (part["min_tokens"], part["max_tokens"]) == (1, 512)
+    q = next(v for v in part["values"] if v["value"] == "q")
     assert q == {
         "value": "q",
         "made_by": "qkv_write",
@@ -89,11 +92,12 @@ def test_alike_layers_are_told_once(tmp_path: Path) -> None:
             )
     made.graph.ops[1].outputs[0].dtype = "f32"  # x and normed are of one type now, but of two kinds
     for target in made.targets.values():
-        target.symbols = {group.name: "k" for group in made.graph.groups()}
+        for bucket in target.buckets.values():
+            bucket.symbols.update({group.name: "k" for group in made.graph.groups()})
     pack.run(made)
     arrange.run(made)
     assemble.assemble(made)
-    values = [v["value"] for v in explain(made.options.out)["values"]]
+    values = [v["value"] for v in explain(made.options.out)["steps"][0]["values"]]
     assert values.count("layers.*.x") == 2
     assert values.count("layers.*.y") == 1
 

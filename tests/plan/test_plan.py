@@ -83,7 +83,7 @@ def test_every_rank_has_its_shard(tmp_path: Path, names: tuple[str, ...], messag
 
 def test_safetensors_opens_it(written: Path) -> None:
     with safe_open(written, "pt") as file:
-        assert file.metadata() == {"format": "tsp", "tsp_schema": "2"}
+        assert file.metadata() == {"format": "tsp", "tsp_schema": "3"}
         for name, tensor in WEIGHTS.items():
             assert torch.equal(file.get_tensor(name), tensor)
         manifest = json.loads(bytes(file.get_tensor("tsp/manifest").tolist()))
@@ -148,8 +148,8 @@ def reheaded(whole: bytes, old: bytes, new: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (b'"tsp_schema":"2"', b'"tsp_schema":"3"', "update tscompile"),
-        (b'"tsp_schema":"2"', b'"tsp_schema":"0"', "rebuild the plan"),
+        (b'"tsp_schema":"3"', b'"tsp_schema":"4"', "update tscompile"),
+        (b'"tsp_schema":"3"', b'"tsp_schema":"0"', "rebuild the plan"),
         (b'"format":"tsp"', b'"format":"pt"', "wanted {'format': 'tsp'"),
         (b'"a":', b'"a":1,"a":', "canonical"),
         (b'"a":', b'"\\u0061":', "canonical"),

@@ -72,7 +72,7 @@ def test_tokens_in_parts(
     one = greedy(plans.build(tmp_path, tmp_path / "1.tsp", page_size=PAGE_SIZE), prompts)
     monkeypatch.setattr(propagate, "prices_of", lambda _: plans.prices(1e-8, 1e12, sharded=True))
     path = plans.build(tmp_path, tmp_path / "several.tsp", page_size=PAGE_SIZE, **mesh)
-    launches = Plan(path).json(f"tsp/program/{best_target()}")["launches"]
+    launches = plans.launches(path)
     assert any("tokens" in launch for launch in launches)
     assert {"all_gather", "reduce_scatter"} <= {
         x["collective"] for x in launches if x.get("parts") == "tokens"
@@ -97,7 +97,7 @@ def test_sequences_shared_out(name: str, mesh: dict[str, int], tmp_path: Path) -
     prompts = {"a": list(range(40)), "b": [60, 59, 3], "c": list(range(9, 70))}
     one = greedy(plans.build(tmp_path, tmp_path / "1.tsp", page_size=PAGE_SIZE), prompts)
     path = plans.build(tmp_path, tmp_path / "several.tsp", page_size=PAGE_SIZE, verify=True, **mesh)
-    launches = Plan(path).json(f"tsp/program/{best_target()}")["launches"]
+    launches = plans.launches(path)
     attention = [launch for launch in launches if "attention_" in launch.get("kernel", "")]
     assert attention
     assert all(launch["tokens"] == "dp" for launch in attention)

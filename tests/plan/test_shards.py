@@ -145,26 +145,31 @@ def check_program(plan: Plan, ranks: int) -> None:
     """Every weight that a launch names is there for every rank; collectives move what their buffers hold."""
     program = plan.json("tsp/program/cpu-avx2")
     read = set()
-    for launch in program["launches"]:
-        for argument in launch["args"]:
-            if "weight" in argument:
-                over = range(ranks) if argument.get("axes") else [None]
-                for rank in over:
-                    name = argument["weight"] + ("" if rank is None else f"@tp={rank}")
-                    assert plan.manifest["entries"][name]["bytes"] == argument["bytes"]
-                    read.add(name)
-        if "collective" in launch:
-            given, taken = (program["buffers"][argument["buffer"]] for argument in launch["args"])
-            rows = program["limits"]["max_tokens" if launch["rows"] == "T" else "max_seqs"]
-            part = 4 * rows * launch["times"] * launch["run"]
-            grows = {"all_reduce": (1, 1), "all_gather": (1, ranks), "slice": (ranks, 1)}[
-                launch["collective"]
-            ]
-            assert (given["bytes"], taken["bytes"]) == (part * grows[0], part * grows[1])
-            apart = given["offset"] + given["bytes"] <= taken["offset"]
-            assert apart or taken["offset"] + taken["bytes"] <= given["offset"]
+    for bucket in program["buckets"]:
+        for launch in bucket["launches"]:
+            for argument in launch["args"]:
+                if "weight" in argument:
+                    over = range(ranks) if argument.get("axes") else [None]
+                    for rank in over:
+                        name = argument["weight"] + ("" if rank is None else f"@tp={rank}")
+                        assert plan.manifest["entries"][name]["bytes"] == argument["bytes"]
+                        read.add(name)
+            if "collective" in launch:
+                check_buffers(launch, program, bucket["max_tokens"], ranks)
+        assert bucket["logits"]["stride"] >= program["limits"]["vocab_size"]
+    assert [bucket["max_tokens"] for bucket in program["buckets"]][-1] == program["limits"]["max_tokens"]
     assert read == {name for name, entry in plan.manifest["entries"].items() if entry["kind"] == "weight"}
-    assert program["logits"]["stride"] >= program["limits"]["vocab_size"]
+
+
+def check_buffers(launch: dict[str, Any], program: dict[str, Any], max_tokens: int, ranks: int) -> None:
+    """They are apart, and as large as the largest step's values."""
+    given, taken = (program["buffers"][argument["buffer"]] for argument in launch["args"])
+    rows = max_tokens if launch["rows"] == "T" else min(max_tokens, program["limits"]["max_seqs"])
+    part = 4 * rows * launch["times"] * launch["run"]
+    grows = {"all_reduce": (1, 1), "all_gather": (1, ranks), "slice": (ranks, 1)}[launch["collective"]]
+    assert (given["bytes"], taken["bytes"]) == (part * grows[0], part * grows[1])
+    apart = given["offset"] + given["bytes"] <= taken["offset"]
+    assert apart or taken["offset"] + taken["bytes"] <= given["offset"]
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -204,7 +209,8 @@ def test_inspect_shows_ranks_shards_and_collectives(tmp_path: Path) -> None:
     shards = [w for w in report["weights"] if w["weight"] == "layers.0.self_attn.qkv.weight"]
     assert [w["coords"] for w in shards] == [{"tp": rank} for rank in range(4)]
     assert len({w["sha256"] for w in shards}) == 4
-    launches = report["targets"][0]["launches"]
+    (bucket,) = report["targets"][0]["buckets"]
+    launches = bucket["launches"]
     assert sum("collective" in launch for launch in launches) == 4
     text = inspect_text(report)
     for wanted in (
@@ -223,17 +229,17 @@ def test_explain_tells_what_moves_and_what_a_rank_holds(tmp_path: Path) -> None:
     reference(SPECS["llama-mha"]).save_pretrained(tmp_path)
     planned(tmp_path, tmp_path / "plan.tsp", 2)
     report = explain(tmp_path / "plan.tsp")
-    counts = {(c["collective"], c["value"]): c["count"] for c in report["collectives"]}
+    (part,) = report["steps"]
+    counts = {(c["collective"], c["value"]): c["count"] for c in part["collectives"]}
     assert counts["all_reduce", "layers.*.mlp.down_proj.out"] == 2, "one a layer"
-    down = next(c for c in report["collectives"] if "down_proj" in c["value"])
+    down = next(c for c in part["collectives"] if "down_proj" in c["value"])
     assert (down["axis"], down["ranks"]) == ("tp", 2)
     # a term of the sum is [tokens, hidden] of f32, whatever the ranks
     assert [(b["tokens"], b["bytes"]) for b in down["buckets"]] == [(t, t * 64 * 4) for t in (1, 8, 64, 512)]
     times = [b["us"] for b in down["buckets"]]
     assert times == sorted(times)
     assert times[0] > 0
-    why = {row["values"][0]: row for row in report["placements"]["ops"]}
-    assert report["placements"]["tokens"] == 512
+    why = {row["values"][0]: row for row in part["placements"]}
     assert all(
         other["us_more"] is None or other["us_more"] >= 0 for row in why.values() for other in row["others"]
     ), "what was chosen costs least"

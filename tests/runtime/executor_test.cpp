@@ -52,6 +52,36 @@ TEST_P(ExecutorThreads, ComputesWhatTheProgramSays) {
   }
 }
 
+TEST_P(ExecutorThreads, RunsTheLaunchesOfTheStepsBucket) {
+  TestPlan plan = runnable_plan();
+  plan.edit_program(best_target(), [](Json &program) {  // up to two tokens: logits elsewhere
+    const int64_t end = program["arena_bytes"], bytes = int64_t{2} * kLogitsStride * 4;
+    program["arena_bytes"] = end + bytes;
+    program["buffers"].push_back({{"name", "few"}, {"offset", end}, {"bytes", bytes}});
+    Json few = program["buckets"][0];
+    few["max_tokens"] = 2;
+    few["launches"].back()["args"][2] = few["logits"] = {{"buffer", 4}};
+    few["logits"]["stride"] = kLogitsStride;
+    program["buckets"].insert(program["buckets"].begin(), few);
+  });
+  const Loaded loaded(plan);
+  Executor executor(loaded.plan, options(GetParam()));
+  Reference reference;
+  std::vector<int> lengths(2);
+  const float *of_many = nullptr, *of_few = nullptr;
+  for (const int size : {5, 1, 2, 3, 1, 7}) {
+    Step step;
+    std::vector<int32_t> ids(static_cast<size_t>(size));
+    for (int32_t &id : ids) id = (size * 7 + lengths[0]) % kVocab;
+    step.add(ids, lengths[0], {3, 9});
+    lengths[0] += size;
+    executor.run(step.take());
+    expect_logits(executor, reference.run(step, {0}));
+    (size <= 2 ? of_few : of_many) = executor.logits();
+    EXPECT_TRUE(of_few == nullptr || of_few != of_many) << size;
+  }
+}
+
 TEST_P(ExecutorThreads, ThousandsOfStepsAgree) {
   const Loaded loaded(runnable_plan());
   Executor executor(loaded.plan, options(GetParam()));
@@ -70,7 +100,8 @@ TEST_P(ExecutorThreads, ThousandsOfStepsAgree) {
 TEST(Executor, FlushesDenormalsOnEveryThread) {
   TestPlan plan = runnable_plan();
   plan.edit_program(best_target(), [](Json &program) {
-    program["launches"] = Json::array({{{"kernel", "test_denormal"}, {"op", "d"}, {"args", {{{"buffer", 3}}}}}});
+    program["buckets"][0]["launches"] =
+        Json::array({{{"kernel", "test_denormal"}, {"op", "d"}, {"args", {{{"buffer", 3}}}}}});
   });
   const Loaded loaded(plan);
   Executor executor(loaded.plan, options(4));
@@ -171,7 +202,8 @@ TEST(Executor, RefusesKernelsThatAreNone) {
 
 TEST(Executor, NamesAMissingKernel) {
   TestPlan plan = runnable_plan();
-  plan.edit_program(best_target(), [](Json &program) { program["launches"][3]["kernel"] = "test_absent"; });
+  plan.edit_program(best_target(),
+                    [](Json &program) { program["buckets"][0]["launches"][3]["kernel"] = "test_absent"; });
   const Loaded loaded(plan);
   expect_in(refusal([&] { Executor(loaded.plan, options(1)); }), {"lacks the kernel 'test_absent'"});
 }

@@ -48,7 +48,7 @@ struct TestPlan {
   std::vector<std::string> targets;
   std::map<std::string, Weight> weights;
   std::map<std::string, std::string> reserved;  // tsp/...: the bytes
-  Json metadata = {{"format", "tsp"}, {"tsp_schema", "2"}};
+  Json metadata = {{"format", "tsp"}, {"tsp_schema", "3"}};
   std::function<void(Json &)> edit_manifest = [](Json &) {};
   std::function<void(Json &)> edit_header = [](Json &) {};
 
@@ -78,7 +78,7 @@ struct TestPlan {
     };
     for (const auto &[name, weight] : weights) list(name, weight.dtype, weight.shape, weight.bytes);
     for (const auto &[name, bytes] : reserved) list(name, "U8", {static_cast<int64_t>(bytes.size())}, bytes);
-    Json manifest = {{"schema", 2},    {"mesh", mesh},       {"producer", {{"tscompile", "test"}}},
+    Json manifest = {{"schema", 3},    {"mesh", mesh},       {"producer", {{"tscompile", "test"}}},
                      {"model", model}, {"targets", targets}, {"entries", entries}};
     edit_manifest(manifest);
     return manifest;
@@ -143,12 +143,13 @@ inline Json test_program(const std::string &target) {
                         {{"name", "z"}, {"offset", 2 * rows}, {"bytes", rows}},
                         {{"name", "logits"}, {"offset", 3 * rows}, {"bytes", kMaxSeqs * kLogitsStride * 4}}};
   program["kv"] = {{"num_layers", 2}, {"page_bytes", kPageSize * kWidth * 4}};
-  program["launches"] = Json::array(
+  const Json launches = Json::array(
       {launch("test_embed", {table, buffer(0)}), launch("test_mix", {buffer(0), buffer(1)}),
        launch("test_write", {buffer(1), {{"kv", 0}}}), launch("test_attend", {{{"kv", 0}}, buffer(2)}),
        launch("test_mix", {buffer(2), buffer(0)}), launch("test_write", {buffer(0), {{"kv", 1}}}),
        launch("test_attend", {{{"kv", 1}}, buffer(1)}), launch("test_logits", {buffer(1), table, buffer(3)})});
-  program["logits"] = {{"buffer", 3}, {"stride", kLogitsStride}};
+  const Json logits = {{"buffer", 3}, {"stride", kLogitsStride}};
+  program["buckets"] = {{{"max_tokens", kMaxTokens}, {"launches", launches}, {"logits", logits}}};
   return program;
 }
 
@@ -196,7 +197,7 @@ inline Json test_program_of_ranks(const std::string &target, const Json &mesh) {
   Json launches = Json::array();
   Json names = Json::array();
   for (const Json &each : mesh) names.push_back(each[0]);
-  const Json kernels = program["launches"];
+  const Json kernels = program["buckets"][0]["launches"];
   Json embed = kernels[0];
   embed["args"][0] = {{"weight", "parts"}, {"bytes", int64_t{kVocab} * kWidth * 4}, {"axes", names}};
   launches.push_back(embed);  // -> x, of each rank
@@ -224,8 +225,8 @@ inline Json test_program_of_ranks(const std::string &target, const Json &mesh) {
   for (size_t i = 4; i < kernels.size(); ++i) launches.push_back(kernels[i]);  // mix, write, attend, logits
   launches.push_back(collective("slice", 3, part_logits, "L", kLogitsStride / num));
   launches.push_back(collective("all_gather", part_logits, whole_logits, "L", kLogitsStride / num));
-  program["launches"] = launches;
-  program["logits"]["buffer"] = whole_logits;
+  program["buckets"][0]["launches"] = launches;
+  program["buckets"][0]["logits"]["buffer"] = whole_logits;
   return program;
 }
 

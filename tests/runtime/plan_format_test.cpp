@@ -159,16 +159,16 @@ TEST(PlanHeader, TellsOtherFilesAndOtherVersionsApart) {
   expect_in(with_header([](Json &h) { h.erase("__metadata__"); }),
             {"__metadata__.format is '', wanted 'tsp': this safetensors file is no plan"});
   expect_in(with_header([](Json &h) { h["__metadata__"] = {{"format", "pt"}}; }), {"format is 'pt'"});
-  expect_in(with_header([](Json &h) { h["__metadata__"]["tsp_schema"] = "3"; }),
-            {"tsp_schema is 3, this tsruntime reads 2: update tsruntime"});
+  expect_in(with_header([](Json &h) { h["__metadata__"]["tsp_schema"] = "4"; }),
+            {"tsp_schema is 4, this tsruntime reads 3: update tsruntime"});
   expect_in(with_header([](Json &h) { h["__metadata__"]["tsp_schema"] = "0"; }),
-            {"tsp_schema is 0, this tsruntime reads 2: rebuild the plan with this tscompile"});
-  expect_in(with_header([](Json &h) { h["__metadata__"]["tsp_schema"] = "one"; }), {"tsp_schema is 'one', wanted '2'"});
+            {"tsp_schema is 0, this tsruntime reads 3: rebuild the plan with this tscompile"});
+  expect_in(with_header([](Json &h) { h["__metadata__"]["tsp_schema"] = "one"; }), {"tsp_schema is 'one', wanted '3'"});
   expect_in(with_header([](Json &h) { h["__metadata__"]["tsp_schema"] = "99999999999999999999"; }), {"tsp_schema is"});
   expect_in(with_header([](Json &h) { h["__metadata__"]["tsp_schema"] = 1; }), {"tsp_schema is '1', wanted a string"});
   expect_in(with_header([](Json &h) { h["__metadata__"]["more"] = ""; }), {"__metadata__ has 3 keys, wanted 2"});
   expect_in(with_manifest([](Json &m) { m["schema"] = 7; }),
-            {"manifest.schema is 7, this tsruntime reads 2: update tsruntime"});
+            {"manifest.schema is 7, this tsruntime reads 3: update tsruntime"});
   expect_in(with_manifest([](Json &m) { m["schema"] = -1; }), {"manifest.schema is -1", "rebuild the plan"});
 }
 
@@ -194,7 +194,7 @@ TEST(PlanHeader, WantsItsSeal) {
             {"the last entry is 'tsp/zeal', wanted 'tsp/seal'"});
   expect_in(with_header([](Json &h) { h["tsp/manifesto"] = h["tsp/manifest"], h.erase("tsp/manifest"); }),
             {"the plan lacks 'tsp/manifest'"});
-  expect_in(with_header_text("{\"__metadata__\":{\"format\":\"tsp\",\"tsp_schema\":\"2\"}}"),
+  expect_in(with_header_text("{\"__metadata__\":{\"format\":\"tsp\",\"tsp_schema\":\"3\"}}"),
             {"the last entry is '', wanted 'tsp/seal'"});
 }
 

@@ -160,7 +160,7 @@ TEST(Plan, SparseBombsCostNothing) {
   expect_in(bomb({0xF8, 0xE0, 0xF5, 0x05, 0, 0, 0, 0}), {"NUL byte at 0"});  // after a header of 99,999,992
   expect_in(bomb({0xFF, 0xFF, 0xFF, 0xFF, 0x7F}), {"header length is", "at most"});
   const uint64_t size = kBomb - 192;  // a reserved entry of nearly all of it
-  const Json header = {{"__metadata__", {{"format", "tsp"}, {"tsp_schema", "2"}}},
+  const Json header = {{"__metadata__", {{"format", "tsp"}, {"tsp_schema", "3"}}},
                        {"tsp/x", {{"dtype", "U8"}, {"shape", {size}}, {"data_offsets", {0, size}}}}};
   ASSERT_EQ(raw_file(header.dump(), "").size(), 192U);
   expect_in(bomb(raw_file(header.dump(), "")), {"the entries beside the weights are", "at most"});

@@ -32,16 +32,16 @@ TEST(Program, IsRead) {
   ASSERT_EQ(program.buffers.size(), 4U);
   EXPECT_EQ(program.buffers[3].name, "logits");
   EXPECT_EQ(program.buffers[1].offset, uint64_t{kMaxTokens} * kWidth * 4);
-  ASSERT_EQ(program.launches.size(), 8U);
-  EXPECT_EQ(program.launches[0].kernel, "test_embed");
-  EXPECT_EQ(program.launches[0].op, "op.test_embed");
-  EXPECT_EQ(program.launches[0].arguments[0].kind, Argument::Kind::weight);
-  EXPECT_NE(program.launches[0].arguments[0].weight, nullptr);
-  EXPECT_EQ(program.launches[6].arguments[0].kind, Argument::Kind::kv);
-  EXPECT_EQ(program.launches[6].arguments[0].index, 1);
-  EXPECT_EQ(program.launches[6].arguments[1].index, 1);
-  EXPECT_EQ(program.logits_buffer, 3);
-  EXPECT_EQ(program.logits_stride, kLogitsStride);
+  ASSERT_EQ(program.buckets[0].launches.size(), 8U);
+  EXPECT_EQ(program.buckets[0].launches[0].kernel, "test_embed");
+  EXPECT_EQ(program.buckets[0].launches[0].op, "op.test_embed");
+  EXPECT_EQ(program.buckets[0].launches[0].arguments[0].kind, Argument::Kind::weight);
+  EXPECT_NE(program.buckets[0].launches[0].arguments[0].weight, nullptr);
+  EXPECT_EQ(program.buckets[0].launches[6].arguments[0].kind, Argument::Kind::kv);
+  EXPECT_EQ(program.buckets[0].launches[6].arguments[0].index, 1);
+  EXPECT_EQ(program.buckets[0].launches[6].arguments[1].index, 1);
+  EXPECT_EQ(program.buckets[0].logits_buffer, 3);
+  EXPECT_EQ(program.buckets[0].logits_stride, kLogitsStride);
 }
 
 TEST(Program, IsOfThisAbiAndTarget) {
@@ -53,7 +53,7 @@ TEST(Program, IsOfThisAbiAndTarget) {
   expect_in(edited([](Json &p) { p["target"] = "cpu-amx"; }), {".target is 'cpu-amx', wanted 'cpu-avx2'"});
   expect_in(edited([](Json &p) { p = Json::array(); }), {"is an array, wanted an object"});
   expect_in(edited([](Json &p) { p["more"] = 1; }), {"unknown key 'more'"});
-  for (const char *key : {"arena_bytes", "buffers", "kv", "launches", "limits", "logits", "target"}) {
+  for (const char *key : {"arena_bytes", "buffers", "buckets", "kv", "limits", "target"}) {
     expect_in(edited([&](Json &p) { p.erase(key); }), {"lacks the key", key});
   }
   TestPlan spaced = test_plan();
@@ -95,37 +95,68 @@ TEST(Program, KeepsBuffersInTheArena) {
 }
 
 TEST(Program, ChecksArguments) {
-  const auto argument = [](const Json &value) { return edited([&](Json &p) { p["launches"][0]["args"][0] = value; }); };
-  expect_in(argument({{"buffer", 4}}), {"launches[0].args[0].buffer is '4', wanted an integer from 0 to 3"});
+  const auto argument = [](const Json &value) {
+    return edited([&](Json &p) { p["buckets"][0]["launches"][0]["args"][0] = value; });
+  };
+  expect_in(argument({{"buffer", 4}}), {"buckets[0].launches[0].args[0].buffer is '4', wanted an integer from 0 to 3"});
   expect_in(argument({{"buffer", -1}}), {"args[0].buffer is '-1'"});
-  expect_in(argument({{"kv", 2}}), {"launches[0].args[0].kv is '2', wanted an integer from 0 to 1"});
+  expect_in(argument({{"kv", 2}}), {"buckets[0].launches[0].args[0].kv is '2', wanted an integer from 0 to 1"});
   expect_in(argument({{"weight", "absent"}, {"bytes", 64}}),
-            {"launches[0].args[0] names the weight 'absent', which the plan lacks"});
+            {"buckets[0].launches[0].args[0] names the weight 'absent', which the plan lacks"});
   expect_in(argument({{"weight", "tsp/graph"}, {"bytes", 7}}), {"names the weight 'tsp/graph', which the plan lacks"});
   expect_in(argument({{"weight", "table"}, {"bytes", 3136}}), {"args[0].bytes is 3136, the weight 'table' has 3200"});
   expect_in(argument({{"weight", "table"}}), {"args[0] lacks the key 'bytes'"});
   expect_in(argument({{"buffer", 0}, {"kv", 0}}), {"args[0] has an unknown key 'kv'"});
   expect_in(argument(Json::object()), {"args[0] lacks the key"});
   expect_in(argument(7), {"args[0] is '7', wanted an object"});
-  expect_in(edited([](Json &p) { p["launches"][0]["args"] = Json(65, {{"buffer", 0}}); }),
+  expect_in(edited([](Json &p) { p["buckets"][0]["launches"][0]["args"] = Json(65, {{"buffer", 0}}); }),
             {"args has 65 items, wanted 0 to 64"});
 }
 
 TEST(Program, ChecksLaunches) {
   const auto kernel = [](const std::string &name) {
-    return edited([&](Json &p) { p["launches"][1]["kernel"] = name; });
+    return edited([&](Json &p) { p["buckets"][0]["launches"][1]["kernel"] = name; });
   };
   for (const char *name : {"", "9lives", "a-b", "a b", "a\nb", "über", "a.b"}) {
-    expect_in(kernel(name), {"launches[1].kernel is", "wanted a C identifier"});
+    expect_in(kernel(name), {"buckets[0].launches[1].kernel is", "wanted a C identifier"});
   }
   expect_in(kernel(std::string(201, 'k')), {"wanted a C identifier"});
-  expect_in(edited([](Json &p) { p["launches"] = Json::array(); }), {"launches has 0 items"});
-  expect_in(edited([](Json &p) { p["launches"][1].erase("op"); }), {"launches[1] lacks the key 'op'"});
+  expect_in(edited([](Json &p) { p["buckets"][0]["launches"] = Json::array(); }), {"buckets[0].launches has 0 items"});
+  expect_in(edited([](Json &p) { p["buckets"][0]["launches"][1].erase("op"); }),
+            {"buckets[0].launches[1] lacks the key 'op'"});
+}
+
+TEST(Program, RefusesBucketsThatDoNotCoverTheSteps) {
+  const auto buckets = [](const std::vector<int> &tokens) {
+    return edited([&](Json &p) {
+      const Json one = p["buckets"][0];
+      p["buckets"] = Json::array();
+      for (const int most : tokens) {
+        p["buckets"].push_back(one);
+        p["buckets"].back()["max_tokens"] = most;
+      }
+    });
+  };
+  expect_in(buckets({}), {"buckets has 0 items"});
+  expect_in(buckets({8}), {"buckets[0].max_tokens is 8, the limits have 24"});
+  expect_in(buckets({8, 8, 24}), {"buckets[1].max_tokens is '8', wanted an integer from 9 to 24"});
+  expect_in(buckets({0, 24}), {"buckets[0].max_tokens is '0', wanted an integer from 1 to 24"});
+  expect_in(buckets({25}), {"buckets[0].max_tokens is '25', wanted an integer from 1 to 24"});
+}
+
+TEST(Program, OfFewTokensNeedsLessRoom) {
+  const std::string many = edited([](Json &p) {
+    Json few = p["buckets"][0];
+    few["max_tokens"] = 2;
+    p["buffers"][3]["bytes"] = 2 * kLogitsStride * 4;
+    p["buckets"].insert(p["buckets"].begin(), few);
+  });
+  expect_in(many, {"buckets[1].logits.buffer ('logits') has 512 bytes, but 4 rows of 64 f32 take 1024"});
 }
 
 TEST(Program, RefusesOverlapWithinALaunch) {
   expect_in(edited([](Json &p) { p["buffers"][1]["offset"] = 64; }),
-            {"launches[1]: buffers 0 and 1 overlap: bytes 0 to 1536 and 64 to 1600 of the arena"});
+            {"buckets[0].launches[1]: buffers 0 and 1 overlap: bytes 0 to 1536 and 64 to 1600 of the arena"});
   TestPlan in_place = test_plan();
   in_place.edit_program("cpu-avx2", [](Json &p) { p["buffers"][1]["offset"] = 0; });
   EXPECT_NO_THROW(parse(in_place));
@@ -136,9 +167,10 @@ TEST(Program, ChecksCacheAndLogits) {
   expect_in(edited([](Json &p) { p["kv"]["num_layers"] = 1; }), {"args[1].kv is '1', wanted an integer from 0 to 0"});
   expect_in(edited([](Json &p) { p["kv"]["page_bytes"] = 2049; }), {"kv.page_bytes is 2049, wanted a multiple of 64"});
   expect_in(edited([](Json &p) { p["kv"]["page_bytes"] = int64_t{1} << 62; }), {"kv.page_bytes"});
-  expect_in(edited([](Json &p) { p["logits"]["buffer"] = 4; }), {"logits.buffer is '4'"});
-  expect_in(edited([](Json &p) { p["logits"]["stride"] = 49; }), {"logits.stride is '49', wanted an integer from 50"});
-  expect_in(edited([](Json &p) { p["logits"]["stride"] = 65; }),
+  expect_in(edited([](Json &p) { p["buckets"][0]["logits"]["buffer"] = 4; }), {"logits.buffer is '4'"});
+  expect_in(edited([](Json &p) { p["buckets"][0]["logits"]["stride"] = 49; }),
+            {"logits.stride is '49', wanted an integer from 50"});
+  expect_in(edited([](Json &p) { p["buckets"][0]["logits"]["stride"] = 65; }),
             {"logits.buffer ('logits') has 1024 bytes, but 4 rows of 65 f32 take 1040"});
 }
 
@@ -158,9 +190,9 @@ TEST(ProgramOfRanks, IsRead) {
   const TestPlan parts = test_plan_of_ranks(kMesh);
   const Program program = parse(parts, 6);
   EXPECT_EQ(program.rank, 6);
-  EXPECT_EQ(program.launches[0].arguments[0].entry, "parts@ep=1,tp=2");
-  EXPECT_EQ(parse(parts, 0).launches[0].arguments[0].entry, "parts@ep=0,tp=0");
-  const auto ep = program.launches[1].collective, tp = program.launches[2].collective;
+  EXPECT_EQ(program.buckets[0].launches[0].arguments[0].entry, "parts@ep=1,tp=2");
+  EXPECT_EQ(parse(parts, 0).buckets[0].launches[0].arguments[0].entry, "parts@ep=0,tp=0");
+  const auto ep = program.buckets[0].launches[1].collective, tp = program.buckets[0].launches[2].collective;
   ASSERT_TRUE(ep && tp);
   EXPECT_EQ(ep->axis, 0);
   EXPECT_EQ(ep->num_ranks, 2);
@@ -169,22 +201,22 @@ TEST(ProgramOfRanks, IsRead) {
   EXPECT_EQ(tp->kind, Collective::Kind::all_reduce);
   EXPECT_EQ(tp->reduce, Collective::Reduce::sum);
   EXPECT_EQ(tp->run, kWidth);
-  EXPECT_FALSE(program.launches[3].collective);
-  const auto gather = program.launches[5].collective;
+  EXPECT_FALSE(program.buckets[0].launches[3].collective);
+  const auto gather = program.buckets[0].launches[5].collective;
   ASSERT_TRUE(gather);
   EXPECT_EQ(gather->kind, Collective::Kind::all_gather);
   EXPECT_EQ(gather->rows, Collective::Rows::tokens);
   EXPECT_EQ(gather->in_run(6, 24), kWidth / 4);
   EXPECT_EQ(gather->out_run(6, 24), kWidth);
   EXPECT_EQ(gather->outer(7, 2), 7);
-  EXPECT_EQ(program.launches.back().collective->outer(7, 2), 2);
+  EXPECT_EQ(program.buckets[0].launches.back().collective->outer(7, 2), 2);
 }
 
 /// The all_gather of the program, as another collective.
 Collective with_collective(const std::function<void(Json &)> &edit) {
   TestPlan parts = test_plan_of_ranks(kMesh);
-  parts.edit_program("cpu-avx2", [&](Json &p) { edit(p["launches"][5]); });
-  return parse(parts, 5).launches[5].collective.value();
+  parts.edit_program("cpu-avx2", [&](Json &p) { edit(p["buckets"][0]["launches"][5]); });
+  return parse(parts, 5).buckets[0].launches[5].collective.value();
 }
 
 TEST(ProgramOfRanks, ReadsPartsOfTokens) {
@@ -221,7 +253,7 @@ TEST(ProgramOfRanks, ReadsPartsOfTokens) {
                 launch["part"] = 1 << 26;
               });
             }),
-            {"launches[5].args[0] ('", "do not fit"});
+            {"buckets[0].launches[5].args[0] ('", "do not fit"});
   expect_in(refusal([&] {
               with_collective([&](Json &launch) {
                 all_to_all(launch);
@@ -229,12 +261,12 @@ TEST(ProgramOfRanks, ReadsPartsOfTokens) {
                 launch["run"] = 257;
               });
             }),
-            {"launches[5].run is '257', wanted an integer from 1 to 256"});
+            {"buckets[0].launches[5].run is '257', wanted an integer from 1 to 256"});
 }
 
 TEST(ProgramOfRanks, ChecksShardedWeights) {
   const auto axes = [](const Json &value) {
-    return edited_ranks([&](Json &p) { p["launches"][0]["args"][0]["axes"] = value; });
+    return edited_ranks([&](Json &p) { p["buckets"][0]["launches"][0]["args"][0]["axes"] = value; });
   };
   expect_in(axes({"tp"}), {"names the weight 'parts@tp=1', which the plan lacks"});
   expect_in(axes({"tp", "ep"}), {"args[0].axes[1] is 'ep', not in the order of the mesh"});
@@ -242,49 +274,52 @@ TEST(ProgramOfRanks, ChecksShardedWeights) {
   expect_in(axes({"ep", "dp"}), {"axes[1] is 'dp', the mesh has ep=2,tp=4"});
   expect_in(axes(Json::array()), {"axes has 0 items"});
   expect_in(axes("tp"), {"axes is"});
-  expect_in(edited_ranks([](Json &p) { p["launches"][0]["args"][0].erase("axes"); }),
+  expect_in(edited_ranks([](Json &p) { p["buckets"][0]["launches"][0]["args"][0].erase("axes"); }),
             {"names the weight 'parts', which the plan lacks"});
-  expect_in(edited_ranks([](Json &p) { p["launches"][0]["args"][0]["bytes"] = 64; }),
+  expect_in(edited_ranks([](Json &p) { p["buckets"][0]["launches"][0]["args"][0]["bytes"] = 64; }),
             {"args[0].bytes is 64, the weight 'parts@ep=1,tp=1' has 3200"});
 }
 
 TEST(ProgramOfRanks, ChecksCollectives) {
   const auto field = [](const char *key, const Json &value) {
-    return edited_ranks([&](Json &p) { p["launches"][2][key] = value; });
+    return edited_ranks([&](Json &p) { p["buckets"][0]["launches"][2][key] = value; });
   };
-  expect_in(field("collective", "all_to_all"), {"launches[2] lacks the key 'gathers'"});
-  expect_in(field("collective", "broadcast"), {"launches[2].collective is 'broadcast', wanted one of all_reduce, "
-                                               "reduce_scatter, all_gather, all_to_all, slice"});
-  expect_in(field("reduce", "mean"), {"launches[2].reduce is 'mean', wanted one of sum, max"});
-  expect_in(field("axis", "dp"), {"launches[2].axis is 'dp', the mesh has ep=2,tp=4"});
-  expect_in(field("rows", "S"), {"launches[2].rows is 'S', wanted one of 1, T, L"});
-  expect_in(field("rows", "T/dp"), {"launches[2].rows is 'T/dp', the mesh has ep=2,tp=4"});
-  expect_in(field("rows", "T/tp"), {"launches[2].rows is 'T/tp', the collective's own axis"});
-  expect_in(field("parts", "rows"), {"launches[2].parts is 'rows', wanted one of tokens"});
-  expect_in(field("parts", "tokens"), {"launches[2].parts is 'tokens', wanted it of no all_reduce"});
-  expect_in(field("dtype", "f64"), {"launches[2].dtype is 'f64', wanted one of f32, bf16, i32"});
-  expect_in(field("dtype", "bf16"), {"launches[2].dtype is 'bf16', wanted 'f32': ranks add in f32"});
-  expect_in(field("times", 0), {"launches[2].times is '0', wanted an integer from 1"});
-  expect_in(field("run", 0), {"launches[2].run is '0', wanted an integer from 1"});
-  expect_in(field("run", int64_t{1} << 60), {"launches[2].run"});
+  expect_in(field("collective", "all_to_all"), {"buckets[0].launches[2] lacks the key 'gathers'"});
+  expect_in(field("collective", "broadcast"),
+            {"buckets[0].launches[2].collective is 'broadcast', wanted one of all_reduce, "
+             "reduce_scatter, all_gather, all_to_all, slice"});
+  expect_in(field("reduce", "mean"), {"buckets[0].launches[2].reduce is 'mean', wanted one of sum, max"});
+  expect_in(field("axis", "dp"), {"buckets[0].launches[2].axis is 'dp', the mesh has ep=2,tp=4"});
+  expect_in(field("rows", "S"), {"buckets[0].launches[2].rows is 'S', wanted one of 1, T, L"});
+  expect_in(field("rows", "T/dp"), {"buckets[0].launches[2].rows is 'T/dp', the mesh has ep=2,tp=4"});
+  expect_in(field("rows", "T/tp"), {"buckets[0].launches[2].rows is 'T/tp', the collective's own axis"});
+  expect_in(field("parts", "rows"), {"buckets[0].launches[2].parts is 'rows', wanted one of tokens"});
+  expect_in(field("parts", "tokens"), {"buckets[0].launches[2].parts is 'tokens', wanted it of no all_reduce"});
+  expect_in(field("dtype", "f64"), {"buckets[0].launches[2].dtype is 'f64', wanted one of f32, bf16, i32"});
+  expect_in(field("dtype", "bf16"), {"buckets[0].launches[2].dtype is 'bf16', wanted 'f32': ranks add in f32"});
+  expect_in(field("times", 0), {"buckets[0].launches[2].times is '0', wanted an integer from 1"});
+  expect_in(field("run", 0), {"buckets[0].launches[2].run is '0', wanted an integer from 1"});
+  expect_in(field("run", int64_t{1} << 60), {"buckets[0].launches[2].run"});
   expect_in(field("run", kWidth + 1),
-            {"launches[2].args[0] ('part')", "has 1536 bytes, but 24 times 17 elements of 4"});
+            {"buckets[0].launches[2].args[0] ('part')", "has 1536 bytes, but 24 times 17 elements of 4"});
   expect_in(field("times", 1 << 26), {"has 1536 bytes, but 1610612736 times 16 elements"});
-  expect_in(field("kernel", "x"), {"launches[2] has an unknown key 'kernel'"});
-  expect_in(field("args", {{{"buffer", 0}}}), {"launches[2].args has 1 items, wanted 2 to 2"});
-  expect_in(field("args", {{{"buffer", 0}}, {{"kv", 0}}}), {"launches[2].args[1] is no buffer"});
+  expect_in(field("kernel", "x"), {"buckets[0].launches[2] has an unknown key 'kernel'"});
+  expect_in(field("args", {{{"buffer", 0}}}), {"buckets[0].launches[2].args has 1 items, wanted 2 to 2"});
+  expect_in(field("args", {{{"buffer", 0}}, {{"kv", 0}}}), {"buckets[0].launches[2].args[1] is no buffer"});
   expect_in(field("args", {{{"buffer", 0}}, {{"buffer", 0}}}),
-            {"launches[2].args: input and output overlap: bytes 0 to 1536 and 0 to 1536"});
+            {"buckets[0].launches[2].args: input and output overlap: bytes 0 to 1536 and 0 to 1536"});
   for (const char *key : {"axis", "dtype", "op", "reduce", "rows", "run", "times", "args"}) {
-    expect_in(edited_ranks([&](Json &p) { p["launches"][2].erase(key); }), {"launches[2] lacks the key", key});
+    expect_in(edited_ranks([&](Json &p) { p["buckets"][0]["launches"][2].erase(key); }),
+              {"buckets[0].launches[2] lacks the key", key});
   }
-  expect_in(edited_ranks([](Json &p) { p["launches"][5]["parts"] = "tokens"; }), {"with rows '1': tokens come first"});
-  expect_in(edited_ranks([](Json &p) { p["launches"][3]["tokens"] = "dp"; }),
-            {"launches[3].tokens is 'dp', the mesh has ep=2,tp=4"});
-  expect_in(edited_ranks([](Json &p) { p["launches"][4]["reduce"] = "sum"; }),
-            {"launches[4] has an unknown key 'reduce'"});
-  expect_in(edited_ranks([](Json &p) { p["launches"][5]["run"] = kWidth / 2; }),
-            {"launches[5].args[1] ('z')", "24 times 32 elements"});
+  expect_in(edited_ranks([](Json &p) { p["buckets"][0]["launches"][5]["parts"] = "tokens"; }),
+            {"with rows '1': tokens come first"});
+  expect_in(edited_ranks([](Json &p) { p["buckets"][0]["launches"][3]["tokens"] = "dp"; }),
+            {"buckets[0].launches[3].tokens is 'dp', the mesh has ep=2,tp=4"});
+  expect_in(edited_ranks([](Json &p) { p["buckets"][0]["launches"][4]["reduce"] = "sum"; }),
+            {"buckets[0].launches[4] has an unknown key 'reduce'"});
+  expect_in(edited_ranks([](Json &p) { p["buckets"][0]["launches"][5]["run"] = kWidth / 2; }),
+            {"buckets[0].launches[5].args[1] ('z')", "24 times 32 elements"});
 }
 
 }  // namespace

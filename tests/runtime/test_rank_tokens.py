@@ -20,9 +20,7 @@ import torch
 from checkpoints import SPECS, reference
 from engine import Answer, Engine, Request
 
-from tscompile.kernels.host import best_target
 from tscompile.passes import propagate
-from tscompile.reader import Plan
 
 RANK = """
 import ctypes, sys
@@ -106,11 +104,7 @@ def test_tokens_in_parts(
         wanted = [answer.tokens for answer in engine.generate(asked)]
     monkeypatch.setattr(propagate, "prices_of", lambda _: plans.prices(1e-8, 1e12, sharded=True))
     path = plans.build(tmp_path, tmp_path / "several.tsp", page_size=32, **mesh)
-    moved = {
-        launch["collective"]
-        for launch in Plan(path).json(f"tsp/program/{best_target()}")["launches"]
-        if launch.get("parts") == "tokens"
-    }
+    moved = {launch["collective"] for launch in plans.launches(path) if launch.get("parts") == "tokens"}
     assert {"all_gather", "reduce_scatter", "all_to_all"} <= moved
     with ranks_of(path, 4) as engine:
         assert [answer.tokens for answer in engine.generate(asked)] == wanted

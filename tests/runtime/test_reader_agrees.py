@@ -89,8 +89,8 @@ def swap_data(tables: Tables) -> None:
 
 LISTED = {"dtype": "F32", "shape": [16], "bytes": 64, "kind": "weight", "sha256": "0" * 64}
 WRONG = {
-    "schema of the header": edit("header", "__metadata__", "tsp_schema", to="3"),
-    "schema of the manifest": edit("manifest", "schema", to=3),
+    "schema of the header": edit("header", "__metadata__", "tsp_schema", to="4"),
+    "schema of the manifest": edit("manifest", "schema", to=4),
     "no mesh": edit("manifest", "mesh", remove=True),
     "a mesh without axes": edit("manifest", "mesh", to=[]),
     "an axis of no ranks": edit("manifest", "mesh", to=[["tp", 0]]),

@@ -3,7 +3,7 @@ constants off the body."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tscompile.errors import InternalError
 from tscompile.ir import BATCH_ARRAYS, Group, Op, Value, Weight
@@ -20,7 +20,7 @@ ROWS = "rows"
 PRODUCTS = {"linear": "linear", "head_linear": "head_linear", "experts": "expert_linear"}
 
 
-def layouts_of(groups: list[Group]) -> dict[str, str]:
+def layouts_of(groups: Sequence[Group]) -> dict[str, str]:
     """Weight -> how its kernels read it (tscompile/layout.py): tiles if a linear multiplies by it, else
     rows."""
     layouts: dict[str, str] = {}

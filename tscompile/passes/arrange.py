@@ -1,18 +1,18 @@
 """arrange: buffers get offsets, and the step becomes a list of launches.
 
-Takes the fused build.graph, build.targets[t].steps and symbols, and build.weights. Gives
-build.targets[t].program (ARCHITECTURE.md, "The program"), of one rank and the same for all. A value lives
-from the launch that makes it to the last that reads it; values whose lives do not touch may share memory. So
-a kernel's outputs never lie over its inputs.
+Takes build.targets[t].buckets and build.weights. Gives build.targets[t].program (ARCHITECTURE.md, "The
+program"), of one rank and the same for all. A value lives from the launch that makes it to the last that
+reads it; values whose lives do not touch may share memory. So a kernel's outputs never lie over its inputs.
+Buckets share one arena: a step is one of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tscompile.build import Build, Options, TargetBuild
+from tscompile.build import Bucket, Build, Options
 from tscompile.errors import CompileError, InternalError
 from tscompile.ir import DTYPES, Graph, Group, Sym, Value, Weight
 from tscompile.kernels.desc import page_elements
@@ -48,9 +48,17 @@ def run(build: Build) -> None:
     assert build.model is not None
     limits = limits_of(build.options, build.model.max_context, build.model.vocab_size)
     for target in build.targets.values():
-        lives = lives_of(target.steps, build.graph, limits)
-        arena_bytes = place(lives)
-        check(lives, arena_bytes)
+        arena_bytes, lives, buckets = ALIGN, list[Life](), []
+        for max_tokens, bucket in target.buckets.items():
+            here = lives_of(bucket, limits | {"max_tokens": max_tokens})
+            needed = place(here)
+            check(here, needed)
+            arena_bytes = max(arena_bytes, needed)
+            at = {id(life.value): index for index, life in enumerate(here, len(lives))}
+            lives += here
+            launches = launches_of(bucket, at, target.target, build.weights)
+            logits = logits_of(bucket.graph, at)
+            buckets.append({"max_tokens": max_tokens, "launches": launches, "logits": logits})
         target.program = {
             "abi": LAUNCH_ABI,
             "target": target.target,
@@ -61,8 +69,7 @@ def run(build: Build) -> None:
                 "num_layers": len(build.graph.states),
                 "page_bytes": page_bytes(build.graph, limits["page_size"]),
             },
-            "launches": launches_of(build.graph.states, lives, target, build.weights),
-            "logits": logits_of(build.graph, lives),
+            "buckets": buckets,
         }
 
 
@@ -95,10 +102,12 @@ def page_bytes(graph: Graph, page_size: int) -> int:
     return max(sizes)
 
 
-def lives_of(steps: Sequence[Group], graph: Graph, limits: dict[str, int]) -> list[Life]:
+def lives_of(bucket: Bucket, limits: dict[str, int]) -> list[Life]:
     """A life for every value that a launch makes and another reads, in order of birth. The graph's outputs
     live to the end."""
-    most = {"T": limits["max_tokens"], "S": limits["max_seqs"], "L": limits["max_seqs"]}
+    steps, graph = bucket.steps, bucket.graph
+    rows = min(limits["max_tokens"], limits["max_seqs"])
+    most = {"T": limits["max_tokens"], "S": rows, "L": rows}
     # of tokens by sequence a rank may have all
     most |= {axis: size for axis, size in graph.mesh.axes if not by_sequence(axis)}
     lives: dict[int, Life] = {}
@@ -156,15 +165,14 @@ def check(lives: Sequence[Life], arena_bytes: int) -> None:
 
 
 def launches_of(
-    states: Sequence[Value], lives: Sequence[Life], target: TargetBuild, packed: Packed
+    bucket: Bucket, buffers: Mapping[int, int], target: str, packed: Packed
 ) -> list[dict[str, Any]]:
-    """states: the graph's KV caches, layer by layer."""
-    buffers = {id(life.value): index for index, life in enumerate(lives)}
-    layers = layers_of(states, target.steps)
+    """buffers: id(value) -> the index of its buffer."""
+    layers = layers_of(bucket.graph.states, bucket.steps)
 
     def argument(step: Group, value: Value) -> dict[str, Any]:
         if isinstance(value, Weight):
-            return packed.find(target.target, value).argument()
+            return packed.find(target, value).argument()
         if value.state:
             return {"kv": layers[id(value)]}
         if id(value) not in buffers:
@@ -172,17 +180,17 @@ def launches_of(
         return {"buffer": buffers[id(value)]}
 
     launches = []
-    for step in target.steps:
+    for step in bucket.steps:
         arguments = [argument(step, value) for value in step.launch_args()]
         if step.group == COLLECTIVE:
             launches.append({**launch_fields(step), "args": arguments})
-        elif step.name in target.symbols:
+        elif step.name in bucket.symbols:
             tokens = {"tokens": tokens_of(step)} if tokens_of(step) else {}
             launches.append(
-                {"kernel": target.symbols[step.name], "op": step.name, "args": arguments} | tokens
+                {"kernel": bucket.symbols[step.name], "op": step.name, "args": arguments} | tokens
             )
         else:
-            raise InternalError(f"select gave {step.name} no kernel for {target.target}")
+            raise InternalError(f"select gave {step.name} no kernel for {target}")
     return launches
 
 
@@ -195,8 +203,7 @@ def layers_of(states: Sequence[Value], steps: Sequence[Group]) -> dict[int, int]
     return layers
 
 
-def logits_of(graph: Graph, lives: Sequence[Life]) -> dict[str, int]:
+def logits_of(graph: Graph, buffers: Mapping[int, int]) -> dict[str, int]:
     if len(graph.outputs) != 1 or graph.outputs[0].dtype != "f32":
         raise InternalError(f"the graph gives {graph.outputs}, wanted the logits alone, f32")
-    index = next(i for i, life in enumerate(lives) if life.value is graph.outputs[0])
-    return {"buffer": index, "stride": graph.outputs[0].row_elements}
+    return {"buffer": buffers[id(graph.outputs[0])], "stride": graph.outputs[0].row_elements}

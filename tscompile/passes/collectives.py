@@ -9,26 +9,31 @@ from __future__ import annotations
 
 from tscompile.build import Build
 from tscompile.errors import InternalError
-from tscompile.ir import Attr, Op, Value
+from tscompile.ir import Attr, Graph, Op, Value
 from tscompile.ops.base import ints
 from tscompile.placement import Partial, Replicate, Shard, Stage, parse_placement
 from tscompile.price import collective_of
 
 
 def run(build: Build) -> None:
-    names, ops = build.mesh.names, list[Op]()
+    for graph in build.buckets.values():
+        realise(graph)
+
+
+def realise(graph: Graph) -> None:
+    names, ops = graph.mesh.names, list[Op]()
     gathered: dict[tuple[int, str], Value] = {}
-    for op in build.graph.ops:
+    for op in graph.ops:
         if op.kind == "redistribute":
             axis = str(op.attrs["axis"])
             for counts in op.inputs[1:]:
                 if (id(counts), axis) not in gathered:
-                    ops.append(_all_terms(counts, axis, names.index(axis), build.mesh.size(axis)))
+                    ops.append(_all_terms(counts, axis, names.index(axis), graph.mesh.size(axis)))
                     gathered[id(counts), axis] = ops[-1].outputs[0]
                 op.inputs[1] = gathered[id(counts), axis]
             op.kind, op.attrs = _realise(op)
         ops.append(op)
-    build.graph.ops = ops
+    graph.ops = ops
 
 
 def _all_terms(counts: Value, axis: str, index: int, ranks: int) -> Op:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from tscompile.build import Build, Receipt
 from tscompile.cut import Cut, Cutter
-from tscompile.ir import Op, Value, Weight
+from tscompile.ir import Graph, Op, Value, Weight
 from tscompile.match import Bind, Either, Found, Mismatch, Node, Parameter, Pattern, Through, projection
 from tscompile.recipe import Concat, Interleave, Recipe
 from tscompile.rewrite import Rewriter, common_path, in_order
@@ -101,8 +101,19 @@ CUTS = (
 
 
 def run(build: Build) -> None:
-    graph = build.graph
-    fuser = _Fuser(Rewriter(graph), build.receipts)
+    for graph in build.buckets.values():
+        fuse(graph, build.receipts)
+    # a bucket whose weights merge otherwise would have them twice in the plan: the next one runs its steps
+    merged = {weight.name for weight in build.graph.weights}
+    build.smaller = {
+        tokens: graph
+        for tokens, graph in build.smaller.items()
+        if merged >= {weight.name for weight in graph.weights}
+    }
+
+
+def fuse(graph: Graph, receipts: list[Receipt]) -> None:
+    fuser = _Fuser(Rewriter(graph), receipts)
     fuser.merge("gate_up_swiglu", "mul", Either(EXPERTS_GATE_UP, GATE_UP), fuser.merge_gate_up)
     fuser.merge("qkv", "attention", QKV, fuser.merge_qkv)
     fuser.merge("latent_write", "latent_write", LATENT_WRITE, fuser.merge_latent)

@@ -20,9 +20,12 @@ from tscompile.sharding import chosen
 
 
 def run(build: Build) -> None:
-    graph = build.graph
-    if graph.mesh.num_ranks == 1:
-        return
+    if build.mesh.num_ranks > 1:
+        for graph in build.buckets.values():
+            localize(graph)
+
+
+def localize(graph: Graph) -> None:
     axes = [_sharded_factors(graph, op) for op in graph.ops]
     for value in list(graph.values()):
         _shrink(graph, value)

@@ -1,6 +1,6 @@
 """pack: each weight's way from the checkpoint's tensors to the plan's bytes.
 
-Takes build.graph (weights with recipes) and build.targets[t].steps and layouts. Gives build.weights, a
+Takes build.graph (weights with recipes) and build.targets[t].buckets and layouts. Gives build.weights, a
 `Packed`: what tscompile/plan.py writes, in the graph's order, and the steps, which the plan keeps as
 "tsp/pack". Nothing is computed here: a weight is made when its turn to be written comes, and a sharded one a
 shard at a time. Targets share a weight wherever they want the same layout; ranks wherever it is not sharded.
@@ -140,9 +140,7 @@ class Packed:
 def run(build: Build) -> None:
     weights: dict[str, PackedWeight] = {}
     names: dict[tuple[str, str], str] = {}
-    steps = [step for target in build.targets.values() for step in target.steps]
-    found = {id(weight): weight for weight in [*build.graph.weights, *weights_in_use(steps)]}
-    for weight in found.values():
+    for weight in weights_of(build):
         if "@" in weight.name:
             raise InternalError(f"{weight!r}: a weight's name has no @, which the names of shards begin with")
         wanted = {target: layout_of(build, target, weight) for target in build.targets}
@@ -152,6 +150,19 @@ def run(build: Build) -> None:
             weights[name] = PackedWeight(name, weight, layout, build.checkpoint, build.mesh)
             names.update({(target, weight.name): name for target, it in wanted.items() if it == layout})
     build.weights = Packed(weights, names)
+
+
+def weights_of(build: Build) -> list[Weight]:
+    """The graph's, then those that steps need besides; each once. InternalError if two differ that have one
+    name."""
+    buckets = [bucket for target in build.targets.values() for bucket in target.buckets.values()]
+    used = [weight for bucket in buckets for weight in weights_in_use(bucket.steps)]
+    found: dict[str, Weight] = {}
+    for weight in [*build.graph.weights, *used]:
+        first = found.setdefault(weight.name, weight)
+        if (first.recipe, first.shape, first.dtype) != (weight.recipe, weight.shape, weight.dtype):
+            raise InternalError(f"two weights are called {weight!r}: {first.recipe} and {weight.recipe}")
+    return list(found.values())
 
 
 def layout_of(build: Build, target: str, weight: Weight) -> str:

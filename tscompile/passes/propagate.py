@@ -6,16 +6,22 @@ those that together cost least for a step of the size asked for: computing, weig
 between two placements that differ (tscompile/search.py). Axis by axis, in the mesh's order; of what one axis
 has cut (but tokens, and what ids look up) the next may cut each part further. A weight that two ops want
 placed differently is there twice.
+
+With weights and KV caches where that leaves them, all else is placed anew for the largest step and for a step
+of one token; where these differ, buckets of tokens are halved until it is known which sizes are placed alike.
+So a large step may scatter a sum that a small one reduces whole.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 
 from tscompile.build import Build, Options
 from tscompile.ir import Graph, Weight, replicated
 from tscompile.mesh import by_stage
-from tscompile.placement import Placement
+from tscompile.placement import Placement, Replicate
 from tscompile.price import Prices
 from tscompile.reasons import reasons
 from tscompile.search import Search, settled
@@ -24,9 +30,8 @@ from tscompile.sharding import Strategy
 
 def run(build: Build) -> None:
     if build.mesh.num_ranks > 1:
-        prices = prices_of(build.options)
-        place(build, prices)
-        build.placed |= {"tokens": dict(prices.sizes)["T"], "ops": reasons(build.graph, prices)}
+        place(build, prices_of(build.options))
+        place_buckets(build)
     else:
         for value in build.graph.values():
             value.placement = replicated(build.mesh)
@@ -52,6 +57,58 @@ def place(build: Build, prices: Prices) -> float:
             assign(graph, index, found)
             build.notes += _replicated_weights(graph, axis, ranks, found, prices)
     return cost
+
+
+def place_buckets(build: Build) -> None:
+    """Sets build.smaller, and places build.graph, which says where weights and KV caches lie, for the largest
+    step."""
+    most = build.options.max_tokens
+    sizes = [*itertools.takewhile(lambda size: size < most, (2**i for i in itertools.count())), most]
+    known: dict[int, Graph] = {}
+
+    def at(tokens: int) -> Graph:
+        if tokens not in known:
+            known[tokens] = build.graph.copy()
+            replace(known[tokens], _prices_at(build.options, tokens))
+        return known[tokens]
+
+    def last(low: int, high: int) -> list[int]:
+        """Of sizes[low:high], each after which another placement begins."""
+        if alike(at(sizes[low]), at(sizes[high])):
+            return []
+        middle = (low + high) // 2
+        return last(low, middle) + last(middle, high) if middle > low else [sizes[low]]
+
+    build.smaller = {tokens: at(tokens) for tokens in last(0, len(sizes) - 1)}
+    build.graph = at(most)
+    for tokens, graph in build.buckets.items():
+        found = reasons(graph, _prices_at(build.options, tokens))
+        build.placed["buckets"].append({"max_tokens": tokens, "ops": found})
+
+
+def _prices_at(options: Options, tokens: int) -> Prices:
+    return prices_of(dataclasses.replace(options, tokens=tokens))
+
+
+def replace(graph: Graph, prices: Prices) -> float:
+    """Places a placed graph anew, but for its weights and KV caches. The predicted seconds of a step."""
+    cost = 0.0
+    searched = [(i, axis, n) for i, (axis, n) in enumerate(graph.mesh.axes) if n > 1 and not by_stage(axis)]
+    for value in graph.values():
+        if not isinstance(value, Weight) and not value.state:
+            for index, *_ in searched:
+                value.placement = _with(value.placement, index, Replicate())
+    for index, axis, ranks in searched:
+        search = Search(graph, axis, ranks, prices, settled(graph, index), pinned=True)
+        assign(graph, index, search.best())
+        cost = search.cost
+    return cost
+
+
+def alike(one: Graph, other: Graph) -> bool:
+    """Whether two copies of a graph are placed alike."""
+    pairs = zip(one.values(), other.values(), strict=True)
+    return all(a.placement == b.placement for a, b in pairs)
 
 
 def assign(graph: Graph, index: int, found: Sequence[Strategy]) -> None:

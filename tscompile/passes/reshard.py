@@ -10,18 +10,23 @@ from __future__ import annotations
 
 from tscompile.build import Build
 from tscompile.errors import InternalError, Source
-from tscompile.ir import Op, Value, wanted_of_outputs
+from tscompile.ir import Graph, Op, Value, wanted_of_outputs
 from tscompile.placement import Partial, Placement, Placements, Replicate, Shard, Stage
 from tscompile.sharding import chosen
 
 
 def run(build: Build) -> None:
-    resharder = _Resharder(build)
-    for op in build.graph.ops:
+    for graph in build.buckets.values():
+        reshard(graph)
+
+
+def reshard(graph: Graph) -> None:
+    resharder = _Resharder(graph)
+    for op in graph.ops:
         resharder.add(op)
-    wanted = wanted_of_outputs(build.mesh)
-    build.graph.outputs = [resharder.bring(v, wanted, None) for v in build.graph.outputs]
-    build.graph.ops = resharder.ops
+    wanted = wanted_of_outputs(graph.mesh)
+    graph.outputs = [resharder.bring(v, wanted, None) for v in graph.outputs]
+    graph.ops = resharder.ops
 
 
 def _blockers(index: int, here: Placements, wanted: Placements) -> list[int]:
@@ -49,12 +54,12 @@ def _turn(here: Placement, wanted: Placement) -> int:
 
 
 class _Resharder:
-    def __init__(self, build: Build) -> None:
-        self.axes = build.mesh.axes
+    def __init__(self, graph: Graph) -> None:
+        self.axes = graph.mesh.axes
         self.ops: list[Op] = []
         self.stands_for: dict[int, Value] = {}  # id(a boundary's output) -> its input, as placed
         self.made: dict[tuple[int, Placements], Value] = {}
-        self.maker = {id(v): op for op in build.graph.ops for v in op.outputs}
+        self.maker = {id(v): op for op in graph.ops for v in op.outputs}
 
     def add(self, op: Op) -> None:
         inputs = [self.stands_for.get(id(v), v) for v in op.inputs]

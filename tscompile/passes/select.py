@@ -1,15 +1,15 @@
 """select: for each target, each group's kernel and how it is tiled, and each weight's layout.
 
 Takes the fused build.graph and the options' targets (this machine's best if none is named). Gives
-build.targets: steps, symbols, layouts, and kernels, a list of `Selected`, one a distinct description. All
-ranks run the same kernels.
+build.targets: buckets, layouts, and kernels, a list of `Selected`, one a distinct description. All ranks run
+the same kernels, and steps of any number of tokens the same where they do the same.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tscompile.build import Build, TargetBuild
+from tscompile.build import Bucket, Build, TargetBuild
 from tscompile.errors import CompileError
 from tscompile.kernels.desc import KernelDesc
 from tscompile.kernels.groups import describe, layouts_of
@@ -30,16 +30,17 @@ class Selected:
 def run(build: Build) -> None:
     if build.mesh.stage_axis >= 0:
         raise CompileError(f"{build.mesh}: tsruntime cannot run stages yet; build for pp=1")
-    steps = steps_of(build.graph)
-    layouts = layouts_of(steps)
-    descriptions = {step.name: describe(step, layouts) for step in steps if step.group != COLLECTIVE}
-    distinct = {desc.symbol: desc for desc in descriptions.values()}
+    steps = {tokens: steps_of(graph) for tokens, graph in build.buckets.items()}
+    layouts = layouts_of([step for some in steps.values() for step in some])
+    distinct: dict[str, KernelDesc] = {}
+    buckets = {}
+    for tokens, graph in build.buckets.items():
+        kernels = [step for step in steps[tokens] if step.group != COLLECTIVE]
+        descriptions = {step.name: describe(step, layouts) for step in kernels}
+        distinct |= {desc.symbol: desc for desc in descriptions.values()}
+        symbols = {step: desc.symbol for step, desc in descriptions.items()}
+        buckets[tokens] = Bucket(graph, steps[tokens], symbols)
     for name in build.options.targets or (best_target(),):
         target = find_target(name)
-        build.targets[name] = TargetBuild(
-            name,
-            steps=steps,
-            symbols={step: desc.symbol for step, desc in descriptions.items()},
-            layouts=dict(layouts),
-            kernels=[Selected(desc, choose(desc, target)) for desc in distinct.values()],
-        )
+        selected = [Selected(desc, choose(desc, target)) for desc in distinct.values()]
+        build.targets[name] = TargetBuild(name, dict(buckets), dict(layouts), selected)
