@@ -123,6 +123,10 @@ bench: build
 bench-control: engine
 	@$(BIN)/python tests/bench/control.py
 
+.PHONY: bench-collectives
+bench-collectives: engine
+	@$(BIN)/python tests/bench/collectives.py
+
 .PHONY: bench-placements
 bench-placements: $(VENV)/.ready
 	@$(BIN)/python tests/bench/placements.py
