@@ -1,4 +1,4 @@
-"""The measure of collectives: each library's result is checked before it is timed, and the report is whole."""
+"""The measure of collectives: each library's result is checked before it is timed; the report is whole."""
 
 from __future__ import annotations
 
