@@ -1,9 +1,11 @@
 #include "collective.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <type_traits>
 #include <utility>
 
 namespace ts {
@@ -21,6 +23,11 @@ std::pair<int64_t, int64_t> share_of(int64_t count, int64_t index, int64_t parts
   return {std::min(count, grains * index / parts * kGrain), std::min(count, grains * (index + 1) / parts * kGrain)};
 }
 
+/// The rows [first, second) of `count` that a thread copies.
+std::pair<int64_t, int64_t> rows_of_thread(int64_t count, int thread, int num_threads) {
+  return {count * thread / num_threads, count * (thread + 1) / num_threads};
+}
+
 /// The largest share, and so what a part's results take.
 int64_t largest_share(int64_t count, int64_t parts) { return (count / kGrain / parts + 2) * kGrain; }
 
@@ -35,7 +42,8 @@ void for_rows(std::pair<int64_t, int64_t> range, int64_t run, const Body &body) 
   }
 }
 
-void add(float *__restrict sum, const float *__restrict x, int64_t count) {
+template <class T>
+void add(T *__restrict sum, const T *__restrict x, int64_t count) {
   for (int64_t i = 0; i < count; ++i) sum[i] += x[i];
 }
 
@@ -47,18 +55,22 @@ void take_max(float *__restrict most, const float *__restrict x, int64_t count) 
 }  // namespace
 
 BoundCollective::BoundCollective(const Collective &what, const Mesh &mesh, int32_t rank, RankGroup *group, int32_t half,
-                                 const void *in, void *out)
+                                 const void *in, void *out, const void *counts)
     : what_(what),
       group_(group),
       half_(half),
       coordinate_(static_cast<size_t>(mesh.coordinate(rank, what.axis))),
       in_(static_cast<const uint8_t *>(in)),
-      out_(static_cast<uint8_t *>(out)) {
+      out_(static_cast<uint8_t *>(out)),
+      counts_(static_cast<const int32_t *>(counts)) {
   for (int32_t q = 0; q < what.num_ranks; ++q) peers_.push_back(mesh.peer(rank, what.axis, q));
 }
 
 uint64_t BoundCollective::staging_bytes(const Collective &what, const Limits &limits, const Mesh &mesh) {
   if (what.num_ranks == 1 || what.kind == Collective::Kind::slice) return 0;
+  if (what.kind == Collective::Kind::ragged_all_to_all) {
+    return static_cast<uint64_t>(round_up(what.most_taken(limits, mesh), kGrain) * what.element_bytes);
+  }
   const int64_t elements =
       what.most_outer(limits, mesh) * what.in_run(what.most_tokens(limits, mesh), limits.max_tokens);
   const int64_t results = what.kind == Collective::Kind::all_reduce ? largest_share(elements, what.num_ranks) : 0;
@@ -77,7 +89,11 @@ bool BoundCollective::run(const TokenParts &tokens, int thread, int num_threads)
   const int64_t all = tokens.of(TokenParts::kWhole).num_tokens;
   const int64_t outer = what_.outer(tokens.of(what_.rows_axis).num_tokens, tokens.of(TokenParts::kWhole).num_logits);
   const auto kind = what_.kind;
-  if (kind == Collective::Kind::all_reduce && what_.num_ranks > 2 && outer * what_.run >= kTwoSteps) {
+  if (kind == Collective::Kind::ragged_all_to_all) {
+    return what_.to_experts ? to_experts(thread, num_threads) : to_tokens(thread, num_threads);
+  }
+  const bool large = outer * what_.run >= kTwoSteps && !what_.integers;
+  if (kind == Collective::Kind::all_reduce && what_.num_ranks > 2 && large) {
     return all_reduce_in_two(outer * what_.run, thread, num_threads);
   }
   const Parts runs = parts(tokens, what_.run);
@@ -115,16 +131,17 @@ bool BoundCollective::stage(const Elements &elements, int thread, int num_thread
 }
 
 /// out[0, count) = the reduction of elements from.. of every rank's part.
-void BoundCollective::reduce_range(float *out, int64_t from, int64_t count) const {
+template <class T>
+void BoundCollective::reduce_range(T *out, int64_t from, int64_t count) const {
   for (int64_t done = 0; done < count; done += kBlock) {
     const int64_t size = std::min(kBlock, count - done);
     for (size_t q = 0; q < peers_.size(); ++q) {
-      const float *x = reinterpret_cast<const float *>(part_of(q)) + from + done;
+      const T *x = reinterpret_cast<const T *>(part_of(q)) + from + done;
       if (q == 0) {
-        std::memcpy(out + done, x, static_cast<size_t>(size) * sizeof(float));
+        std::memcpy(out + done, x, static_cast<size_t>(size) * sizeof(T));
       } else if (what_.reduce == Collective::Reduce::sum) {
         add(out + done, x, size);
-      } else {
+      } else if constexpr (std::is_same_v<T, float>) {
         take_max(out + done, x, size);
       }
     }
@@ -134,9 +151,11 @@ void BoundCollective::reduce_range(float *out, int64_t from, int64_t count) cons
 /// all_reduce and reduce_scatter: `size` elements from `begin` on of each row, which for all_reduce are the row.
 void BoundCollective::reduce(int64_t outer, int64_t row, int64_t begin, int64_t size, int thread,
                              int num_threads) const {
-  auto *out = reinterpret_cast<float *>(out_);
-  for_rows(share_of(outer * size, thread, num_threads), size,
-           [&](int64_t o, int64_t e, int64_t count) { reduce_range(out + o * size + e, o * row + begin + e, count); });
+  for_rows(share_of(outer * size, thread, num_threads), size, [&](int64_t o, int64_t e, int64_t count) {
+    const int64_t at = o * size + e, from = o * row + begin + e;
+    what_.integers ? reduce_range(reinterpret_cast<int32_t *>(out_) + at, from, count)
+                   : reduce_range(reinterpret_cast<float *>(out_) + at, from, count);
+  });
 }
 
 bool BoundCollective::all_reduce_in_two(int64_t elements, int thread, int num_threads) const {
@@ -206,6 +225,104 @@ void BoundCollective::exchange(int64_t outer, const Parts &parts, int thread, in
       std::memcpy(out_ + (out * run + e) * bytes, from + (in * run + e) * bytes, static_cast<size_t>(count * bytes));
     });
   }
+}
+
+// ---- rows of routes: what one rank has for another lies together in its staging area ----------------------------------
+
+void BoundCollective::copy_rows(uint8_t *to, int64_t to_row, const uint8_t *from, int64_t from_row,
+                                int64_t count) const {
+  const int64_t bytes = what_.run * what_.element_bytes;
+  std::memcpy(to + to_row * bytes, from + from_row * bytes, static_cast<size_t>(count * bytes));
+}
+
+/// Rows of the experts of a rank, of all tokens.
+int64_t BoundCollective::rows_of_experts(size_t owner) const {
+  int64_t rows = 0;
+  for (size_t q = 0; q < peers_.size(); ++q) {
+    rows += what_.rows_for(counts_, static_cast<int64_t>(q), first_expert(owner), first_expert(owner + 1));
+  }
+  return rows;
+}
+
+/// Of the rows of a rank's experts, by expert and then by their tokens' rank, those in the range, piece by piece:
+/// body(the tokens' rank, its first row of these, the first row, how many), where a rank's rows are numbered from 0 for these experts.
+template <class Body>
+void BoundCollective::for_pieces(size_t owner, std::pair<int64_t, int64_t> range, const Body &body) const {
+  std::array<int64_t, kMaxRanks> before{};  // of each rank's tokens
+  int64_t row = 0;
+  for (int64_t e = first_expert(owner); e < first_expert(owner + 1); ++e) {
+    for (size_t q = 0; q < peers_.size(); ++q) {
+      const int64_t count = counts_[static_cast<int64_t>(q) * what_.experts + e];
+      const int64_t first = std::max(row, range.first), last = std::min(row + count, range.second);
+      if (first < last) body(q, before[q] + first - row, first, last - first);
+      before[q] += count;
+      row += count;
+    }
+  }
+}
+
+/// A rank stages its tokens' rows as they lie, by expert, and so by rank; and puts what it reads of all in order.
+bool BoundCollective::to_experts(int thread, int num_threads) const {
+  const int64_t row_bytes = what_.run * what_.element_bytes;
+  const auto first_row = [&](size_t from, size_t to) {
+    return what_.rows_for(counts_, static_cast<int64_t>(from), 0, first_expert(to));
+  };
+  const auto staged = [&](size_t from, size_t to) {
+    const int64_t begin = first_row(from, to), end = first_row(from, to + 1);
+    return StagedPart{static_cast<uint64_t>(begin * row_bytes), static_cast<uint64_t>((end - begin) * row_bytes)};
+  };
+  if (peers_.size() > 1) {
+    put(first_row(coordinate_, peers_.size()) * what_.run, thread, num_threads);
+    if (!group_->exchange(half_, peers_, std::ref(staged))) return false;
+  }
+  std::array<int64_t, kMaxRanks> begins{};
+  for (size_t q = 0; q < peers_.size(); ++q) begins[q] = first_row(q, coordinate_);
+  for_pieces(coordinate_, rows_of_thread(rows_of_experts(coordinate_), thread, num_threads),
+             [&](size_t q, int64_t from, int64_t row, int64_t count) {
+               copy_rows(out_, row, part_of(q), begins[q] + from, count);
+             });
+  return true;
+}
+
+/// A rank stages its experts' rows by their tokens' rank, and reads of each what it gets as it lies.
+bool BoundCollective::to_tokens(int thread, int num_threads) const {
+  const int64_t row_bytes = what_.run * what_.element_bytes;
+  const auto size = [&](size_t from, size_t to) {
+    return what_.rows_for(counts_, static_cast<int64_t>(to), first_expert(from), first_expert(from + 1));
+  };
+  const auto first_row = [&](size_t from, size_t to) {
+    int64_t rows = 0;
+    for (size_t q = 0; q < to; ++q) rows += size(from, q);
+    return rows;
+  };
+  const auto staged = [&](size_t from, size_t to) {
+    return StagedPart{static_cast<uint64_t>(first_row(from, to) * row_bytes),
+                      static_cast<uint64_t>(size(from, to) * row_bytes)};
+  };
+  const auto mine = [&](int64_t rows) { return rows_of_thread(rows, thread, num_threads); };
+  if (peers_.size() == 1) {
+    const auto [first, last] = mine(rows_of_experts(0));
+    copy_rows(out_, first, in_, first, last - first);
+    return true;
+  }
+  uint8_t *const area = group_->staging(group_->rank(), half_);
+  std::array<int64_t, kMaxRanks> begins{};
+  for (size_t q = 0; q < peers_.size(); ++q) begins[q] = first_row(coordinate_, q);
+  for_pieces(coordinate_, mine(rows_of_experts(coordinate_)), [&](size_t q, int64_t to, int64_t row, int64_t count) {
+    copy_rows(area, begins[q] + to, in_, row, count);
+  });
+  if (!group_->exchange(half_, peers_, std::ref(staged))) return false;
+  int64_t row = 0;
+  const auto [first, last] = mine(what_.rows_for(counts_, static_cast<int64_t>(coordinate_), 0, what_.experts));
+  for (size_t q = 0; q < peers_.size(); ++q) {
+    const int64_t rows = size(q, coordinate_);
+    const int64_t begin = std::max(row, first), end = std::min(row + rows, last);
+    if (begin < end) {
+      copy_rows(out_, begin, group_->staging(peers_[q], half_), first_row(q, coordinate_) + begin - row, end - begin);
+    }
+    row += rows;
+  }
+  return true;
 }
 
 }  // namespace ts

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "mesh.h"
@@ -20,9 +21,9 @@ namespace ts {
 /// Reductions are in f32 and in the order of ranks, whatever the threads: every rank gets the same bits.
 class BoundCollective {
  public:
-  /// `group` may be null if the axis has one rank. `half`: 0 and 1 in turn.
+  /// `group` may be null if the axis has one rank. `half`: 0 and 1 in turn. counts: of a ragged_all_to_all [ranks][experts].
   BoundCollective(const Collective &what, const Mesh &mesh, int32_t rank, RankGroup *group, int32_t half,
-                  const void *in, void *out);
+                  const void *in, void *out, const void *counts = nullptr);
 
   /// False if the group was aborted: then the step is over.
   bool run(const TokenParts &tokens, int thread, int num_threads) const;
@@ -52,7 +53,17 @@ class BoundCollective {
   void gather(int64_t outer, const Parts &parts, int thread, int num_threads) const;
   void slice(int64_t outer, const Parts &parts, int thread, int num_threads) const;
   void exchange(int64_t outer, const Parts &parts, int thread, int num_threads) const;
-  void reduce_range(float *out, int64_t from, int64_t count) const;
+  template <class T>
+  void reduce_range(T *out, int64_t from, int64_t count) const;
+  bool to_experts(int thread, int num_threads) const;
+  bool to_tokens(int thread, int num_threads) const;
+  template <class Body>
+  void for_pieces(size_t owner, std::pair<int64_t, int64_t> range, const Body &body) const;
+  void copy_rows(uint8_t *to, int64_t to_row, const uint8_t *from, int64_t from_row, int64_t count) const;
+  int64_t rows_of_experts(size_t owner) const;
+  int64_t first_expert(size_t owner) const {
+    return static_cast<int64_t>(owner) * what_.experts / static_cast<int64_t>(peers_.size());
+  }
 
   const Collective what_;
   RankGroup *group_;
@@ -61,6 +72,7 @@ class BoundCollective {
   std::vector<int32_t> peers_;  // ranks on the axis, in order, with this one
   const uint8_t *in_;
   uint8_t *out_;
+  const int32_t *counts_;
 };
 
 }  // namespace ts

@@ -204,7 +204,9 @@ void Executor::Impl::bind(const Launch &launch, const Limits &limits, int32_t &n
   if (const std::optional<Collective> &collective = launch.collective) {
     const bool staged = BoundCollective::staging_bytes(*collective, limits, plan->mesh()) > 0;
     const int32_t half = staged ? num_staged++ % 2 : 0;
-    bound.collective.emplace(*collective, plan->mesh(), program.rank, ranks.group.get(), half, first[0], first[1]);
+    const size_t last = launch.arguments.size() - 1;
+    bound.collective.emplace(*collective, plan->mesh(), program.rank, ranks.group.get(), half, first[0], first[last],
+                             last > 1 ? first[1] : nullptr);
   } else {
     bound.kernel = kernels.find(launch.kernel);
     bound.args = {&parts.of(launch.tokens_axis), first};

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 #include "json.h"
@@ -148,12 +149,14 @@ Value word_of(const JsonNode &node, const std::array<std::pair<std::string_view,
   fail(TS_BAD_PLAN, node.where(), " is ", in_quotes(text), ", wanted one of ", wanted);
 }
 
-constexpr std::array<std::pair<std::string_view, Collective::Kind>, 5> kCollectives = {
+constexpr std::array<std::pair<std::string_view, Collective::Kind>, 6> kCollectives = {
     {{"all_reduce", Collective::Kind::all_reduce},
      {"reduce_scatter", Collective::Kind::reduce_scatter},
      {"all_gather", Collective::Kind::all_gather},
      {"all_to_all", Collective::Kind::all_to_all},
-     {"slice", Collective::Kind::slice}}};
+     {"slice", Collective::Kind::slice},
+     {"ragged_all_to_all", Collective::Kind::ragged_all_to_all}}};
+constexpr std::array<std::pair<std::string_view, bool>, 2> kOwners = {{{"experts", true}, {"tokens", false}}};
 constexpr std::array<std::pair<std::string_view, bool>, 2> kGathers = {{{"first", true}, {"second", false}}};
 constexpr std::array<std::pair<std::string_view, bool>, 1> kParts = {{{"tokens", true}}};
 constexpr std::array<std::pair<std::string_view, Collective::Reduce>, 2> kReductions = {
@@ -175,12 +178,24 @@ void parse_rows(const JsonNode &node, const Mesh &mesh, Collective &c) {
 }
 
 /// The buffer holds outer * run elements, at the most rows that a step may have.
-void check_collective_buffer(const JsonNode &node, const Collective &c, const Buffer &buffer, int64_t outer,
+void check_collective_buffer(const JsonNode &node, const Buffer &buffer, int64_t element_bytes, int64_t outer,
                              int64_t run) {  // outer: below 2^20 * 2^26
-  const auto wanted = static_cast<unsigned __int128>(outer) * static_cast<uint64_t>(run) * c.element_bytes;
+  const auto wanted =
+      static_cast<unsigned __int128>(outer) * static_cast<uint64_t>(run) * static_cast<uint64_t>(element_bytes);
   if (wanted <= buffer.bytes) return;
   fail(TS_BAD_PLAN, node.where(), " (", in_quotes(buffer.name), ") has ", buffer.bytes, " bytes, but ", outer,
-       " times ", run, " elements of ", c.element_bytes, " bytes do not fit");
+       " times ", run, " elements of ", element_bytes, " bytes do not fit");
+}
+
+/// Of a ragged_all_to_all, what the others have not.
+void parse_ragged(const JsonNode &node, Collective &c) {
+  constexpr int64_t kMaxExperts = 1 << 16, kMaxRun = 1 << 24, kMaxTop = 1 << 10;
+  node.expect_keys({"args", "axis", "collective", "dtype", "experts", "op", "run", "to", "top"});
+  c.element_bytes = word_of(node["dtype"], kElementBytes);
+  c.to_experts = word_of(node["to"], kOwners);
+  c.experts = multiple(node["experts"], c.num_ranks, kMaxExperts, c.num_ranks);
+  c.top = node["top"].integer(1, kMaxTop);
+  c.run = node["run"].integer(1, kMaxRun);
 }
 
 /// What a collective does, but for its arguments.
@@ -191,6 +206,12 @@ Collective parse_fields(const JsonNode &node, const Mesh &mesh) {
   Collective c;
   c.kind = word_of(node["collective"], kCollectives);
   const bool reduces = c.kind == Kind::all_reduce || c.kind == Kind::reduce_scatter;
+  c.axis = parse_axis(node["axis"], mesh);
+  c.num_ranks = mesh.axes[static_cast<size_t>(c.axis)].size;
+  if (c.kind == Kind::ragged_all_to_all) {
+    parse_ragged(node, c);
+    return c;
+  }
   if (reduces) {
     node.expect_keys({"args", "axis", "collective", "dtype", "op", "reduce", "rows", "run", "times"}, {"parts"});
     c.reduce = word_of(node["reduce"], kReductions);
@@ -202,8 +223,6 @@ Collective parse_fields(const JsonNode &node, const Mesh &mesh) {
   } else {
     node.expect_keys({"args", "axis", "collective", "dtype", "op", "rows", "run", "times"}, {"parts"});
   }
-  c.axis = parse_axis(node["axis"], mesh);
-  c.num_ranks = mesh.axes[static_cast<size_t>(c.axis)].size;
   parse_rows(node["rows"], mesh, c);
   if (const auto parts = node.find("parts")) {
     c.tokens = word_of(*parts, kParts);
@@ -214,8 +233,11 @@ Collective parse_fields(const JsonNode &node, const Mesh &mesh) {
   }
   const JsonNode dtype = node["dtype"];
   c.element_bytes = word_of(dtype, kElementBytes);
-  if (reduces && dtype.text() != "f32") {
-    fail(TS_BAD_PLAN, dtype.where(), " is ", in_quotes(dtype.text()), ", wanted 'f32': ranks add in f32");
+  c.integers = dtype.text() == "i32";
+  const bool adds = dtype.text() == "f32" || (c.integers && c.reduce == Collective::Reduce::sum);
+  if (reduces && !adds) {
+    fail(TS_BAD_PLAN, dtype.where(), " is ", in_quotes(dtype.text()),
+         ", wanted 'f32', or 'i32' of a sum: what ranks add in");
   }
   c.times = node["times"].integer(1, kMaxTimes);
   c.run = node["run"].integer(1, kMaxRun / c.part);
@@ -227,18 +249,30 @@ Launch parse_collective(const JsonNode &node, const Plan &plan, const Program &p
   Launch launch;
   launch.op = node["op"].text();
   const JsonNode args = node["args"];
-  check_count(args, 2, 2);
-  const int64_t all = limits.max_tokens, mine = c.most_tokens(limits, plan.mesh());
-  const int64_t outer = c.most_outer(limits, plan.mesh());
-  for (size_t i = 0; i < 2; ++i) {
+  const bool ragged = c.kind == Collective::Kind::ragged_all_to_all;
+  const size_t num_args = ragged ? 3 : 2;
+  check_count(args, num_args, num_args);
+  const Mesh &mesh = plan.mesh();
+  for (size_t i = 0; i < num_args; ++i) {
     const Argument argument = parse_argument(args.at(i), plan, program);
     if (argument.kind != Argument::Kind::buffer) fail(TS_BAD_PLAN, args.at(i).where(), " is no buffer");
-    check_collective_buffer(args.at(i), c, program.buffers[argument.index], outer,
-                            i == 0 ? c.in_run(mine, all) : c.out_run(mine, all));
+    const Buffer &buffer = program.buffers[argument.index];
+    if (ragged && i == 1) {
+      check_collective_buffer(args.at(i), buffer, sizeof(int32_t), c.num_ranks, c.experts);
+    } else if (ragged) {
+      check_collective_buffer(args.at(i), buffer, c.element_bytes, 1,
+                              i == 0 ? c.most_taken(limits, mesh) : c.most_given(limits, mesh));
+    } else {
+      const int64_t all = limits.max_tokens, mine = c.most_tokens(limits, mesh);
+      check_collective_buffer(args.at(i), buffer, c.element_bytes, c.most_outer(limits, mesh),
+                              i == 0 ? c.in_run(mine, all) : c.out_run(mine, all));
+    }
     launch.arguments.push_back(argument);
   }
-  const Buffer &in = program.buffers[launch.arguments[0].index], &out = program.buffers[launch.arguments[1].index];
-  if (in.offset < out.offset + out.bytes && out.offset < in.offset + in.bytes) {
+  const Buffer &out = program.buffers[launch.arguments.back().index];
+  for (size_t i = 0; i + 1 < num_args; ++i) {
+    const Buffer &in = program.buffers[launch.arguments[i].index];
+    if (in.offset >= out.offset + out.bytes || out.offset >= in.offset + in.bytes) continue;
     fail(TS_BAD_PLAN, args.where(), ": input and output overlap: bytes ", in.offset, " to ", in.offset + in.bytes,
          " and ", out.offset, " to ", out.offset + out.bytes, " of the arena");
   }
@@ -324,6 +358,18 @@ int64_t Collective::most_tokens(const Limits &limits, const Mesh &mesh) const {
   return most_tokens_over(axis, limits, mesh);
 }
 
+int64_t Collective::rows_for(const int32_t *counts, int64_t q, int64_t first, int64_t last) const {
+  return std::accumulate(counts + q * experts + first, counts + q * experts + last, int64_t{0});
+}
+
+int64_t Collective::most_taken(const Limits &limits, const Mesh &mesh) const {
+  return (to_experts ? most_tokens(limits, mesh) : limits.max_tokens) * top * run;
+}
+
+int64_t Collective::most_given(const Limits &limits, const Mesh &mesh) const {
+  return (to_experts ? limits.max_tokens : most_tokens(limits, mesh)) * top * run;
+}
+
 int64_t Collective::most_outer(const Limits &limits, const Mesh &mesh) const {
   return outer(rows_axis < 0 ? limits.max_tokens : most_tokens_over(rows_axis, limits, mesh), limits.max_seqs);
 }
@@ -340,6 +386,8 @@ int64_t Collective::in_run(int64_t mine, int64_t all) const {
       return own * run;
     case Kind::all_to_all:
       return gathers_first ? own * part * num_ranks * run : whole * part * run;
+    case Kind::ragged_all_to_all:
+      break;
   }
   return run;
 }
@@ -356,6 +404,8 @@ int64_t Collective::out_run(int64_t mine, int64_t all) const {
       return whole * run;
     case Kind::all_to_all:
       return gathers_first ? whole * part * run : own * part * num_ranks * run;
+    case Kind::ragged_all_to_all:
+      break;
   }
   return run;
 }

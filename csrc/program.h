@@ -43,10 +43,13 @@ struct Argument {
 ///   slice           out[o][e] = in[o][r][e]
 ///   all_to_all      of two dims, one is gathered and the other split: out[o][q][p][e] = in_q[o][p][r][e] if the first is
 ///                   gathered, out[o][p][q][e] = in_q[o][r][p][e] if the second is; p < part
+///   ragged_all_to_all  rows of routes, of `run` elements, from the ranks of their tokens to those of their experts, or back. With
+///                   counts[q][x] rows of rank q's tokens for expert x, of which each rank has an equal share in order, rows lie
+///                   by expert on the ranks of their tokens; on those of their experts by expert, then by their tokens' rank
 /// The dim of ranks' parts, [q][e] above and of an all_to_all [q][p], may be ragged: where `tokens`, a rank's part of it is its
 /// tokens of the step (token_parts.h), and `run` (of an all_to_all `part`) that of one token.
 struct Collective {
-  enum class Kind : uint8_t { all_reduce, reduce_scatter, all_gather, all_to_all, slice };
+  enum class Kind : uint8_t { all_reduce, reduce_scatter, all_gather, all_to_all, slice, ragged_all_to_all };
   enum class Reduce : uint8_t { sum, max };
   enum class Rows : uint8_t { one, tokens, logits };
   Kind kind = Kind::all_reduce;
@@ -57,10 +60,14 @@ struct Collective {
   bool gathers_first = true;  ///< of an all_to_all's two dims
   int32_t axis = 0;           ///< of the mesh
   int32_t num_ranks = 1;      ///< on it
-  int32_t element_bytes = 4;  ///< a reduction's elements are f32
+  int32_t element_bytes = 4;
+  bool integers = false;  ///< a reduction's elements are i32, else f32
   int64_t times = 1;
-  int64_t part = 1;  ///< of an all_to_all: runs of one rank in its first dim
-  int64_t run = 1;   ///< elements e of one rank
+  int64_t part = 1;         ///< of an all_to_all: runs of one rank in its first dim
+  int64_t run = 1;          ///< elements e of one rank
+  int64_t experts = 0;      ///< of a ragged_all_to_all: of all ranks on the axis together
+  int64_t top = 0;          ///< the most rows of one token
+  bool to_experts = false;  ///< or to tokens
 
   int64_t outer(int64_t num_tokens, int64_t num_logits) const {
     return times * (rows == Rows::tokens ? num_tokens : rows == Rows::logits ? num_logits : 1);
@@ -68,6 +75,11 @@ struct Collective {
   /// Elements of an input and an output for each of outer, if a rank has `mine` of `all` tokens.
   int64_t in_run(int64_t mine, int64_t all) const;
   int64_t out_run(int64_t mine, int64_t all) const;
+  /// Rows that rank q's tokens have for experts first..last - 1.
+  int64_t rows_for(const int32_t *counts, int64_t q, int64_t first, int64_t last) const;
+  /// The most elements that a ragged_all_to_all takes and gives.
+  int64_t most_taken(const Limits &limits, const Mesh &mesh) const;
+  int64_t most_given(const Limits &limits, const Mesh &mesh) const;
   /// The most that a step within the limits has: tokens of one rank over the axis, and outer.
   int64_t most_tokens(const Limits &limits, const Mesh &mesh) const;
   int64_t most_outer(const Limits &limits, const Mesh &mesh) const;
@@ -75,10 +87,11 @@ struct Collective {
 
 /// A kernel's call, or a collective.
 struct Launch {
-  std::string kernel;               ///< symbol in the target's shared object; empty for a collective
-  int32_t tokens_axis = -1;         ///< a kernel's: it sees this rank's part of the batch over that axis; -1: all of it
-  std::string op;                   ///< what it computes, for messages and profiles
-  std::vector<Argument> arguments;  ///< a collective's: its input and output, buffers apart from each other
+  std::string kernel;        ///< symbol in the target's shared object; empty for a collective
+  int32_t tokens_axis = -1;  ///< a kernel's: it sees this rank's part of the batch over that axis; -1: all of it
+  std::string op;            ///< what it computes, for messages and profiles
+  /// A collective's: its input, of a ragged_all_to_all the counts, and its output, which is a buffer apart from the others.
+  std::vector<Argument> arguments;
   std::optional<Collective> collective;
 };
 

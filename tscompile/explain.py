@@ -15,7 +15,10 @@ from tscompile.placement import Replicate
 from tscompile.reader import Plan
 from tscompile.topology import Topology, topology_of
 
-NOTE = "R: every rank holds it whole. S(d): each its part along dim d. P(sum): each a term of the sum."
+NOTE = (
+    "R: every rank holds it whole. S(d): each its part along dim d; of rows of experts those of its experts, "
+    "S(d,T): those of its tokens. P(sum): each a term of the sum."
+)
 
 
 def explain(path: Path) -> dict[str, Any]:

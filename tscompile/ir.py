@@ -56,8 +56,9 @@ class Sym:
     def size(self, sizes: Mapping[str, int]) -> int:
         """`sizes`: of T, S, L and P, and of axes: of a dim that is sharded, the largest part. KeyError for a
         dim that it does not know."""
-        whole = sizes["T" if self.ragged else self.name] * self.times + self.plus
-        return -(-whole // math.prod(sizes.get(axis, 1) for axis in self.over))
+        whole = sizes["T" if self.ragged else self.name]
+        part = -(-whole // math.prod(sizes.get(axis, 1) for axis in self.over))
+        return part * self.times + self.plus
 
     def _no_arithmetic(self, *_: object) -> int:
         raise CompileError(

@@ -68,7 +68,7 @@ class Prices:
             return 0.0
         if not collective or value.routed != (collective == "ragged_all_to_all"):
             return math.inf
-        if value.routed and (value.dtype == "i32" or not self.topology.rows_moved):
+        if value.routed and value.dtype == "i32":
             return math.inf  # numbers of routes count the tokens that a rank has
         if collective == "slice":
             return 0.0

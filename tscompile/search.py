@@ -251,9 +251,11 @@ class Search:
         if any(v.state for v in op.inputs):  # a KV cache is held whole only if it must be
             return sharded or found
         weights = [i for i, v in enumerate(op.inputs) if isinstance(v, Weight)]
-        if by_sequence(self.axis) or not weights or not self.prices.is_product(op):
+        with_sequences = by_sequence(self.axis) and not any(v.routed for v in op.inputs)
+        if with_sequences or not weights or not self.prices.is_product(op):
             return found
-        # ranks of such an axis are there to share the matrices out: none is held whole to share out tokens
+        # ranks of such an axis are there to share the matrices out: none is held whole to share out tokens;
+        # nor are experts, most of a model, on any
         cut = [s for s in sharded if any(isinstance(s.takes[i], Shard) for i in weights)]
         return [s for s in found if s in cut or not s.factor] if cut else found
 

@@ -71,13 +71,11 @@ class Link:
 @dataclass(frozen=True)
 class Topology:
     """tokens_sharded: whether a step's tokens may be shared out in equal parts. By sequence they may always:
-    that is what its axis is for. rows_moved: whether rows of experts may move from their tokens' ranks to
-    those of their experts, and back."""
+    that is what its axis is for."""
 
     name: str
     ranks_a_host: int
     tokens_sharded: bool
-    rows_moved: bool
     flops_per_s: Mapping[str, float]  # by dtype
     read_bytes_per_s: float
     memory_bytes: float
@@ -104,7 +102,6 @@ def topology_of(target: str) -> Topology:
                 name=path.stem,
                 ranks_a_host=data["ranks_a_host"],
                 tokens_sharded=data["tokens_sharded"],
-                rows_moved=data["rows_moved"],
                 flops_per_s={k: float(v) for k, v in data["flops_per_s"].items() if k != "source"},
                 read_bytes_per_s=float(data["read_bytes_per_s"]["value"]),
                 memory_bytes=float(data["memory_bytes"]["value"]),

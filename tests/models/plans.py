@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from checkpoints import Spec
 
 from tscompile import models, pipeline
 from tscompile.build import Options
+from tscompile.ir import Value
 from tscompile.kernels.host import best_target
-from tscompile.price import Prices
+from tscompile.placement import Placement
+from tscompile.price import Prices, collective_of
 from tscompile.reader import Plan
 from tscompile.topology import Algorithm, Link
 
@@ -46,11 +49,25 @@ def launches(path: Path) -> list[dict[str, Any]]:
     return [launch for bucket in buckets for launch in bucket["launches"]]
 
 
-def prices(
-    base_s: float, bytes_per_s: float, *, sharded: bool = False, rows_moved: bool = False, tokens: int = 64
-) -> Prices:
-    """A CPU's, with other links. sharded: whether tokens may be. rows_moved: whether rows of experts may."""
+def prices(base_s: float, bytes_per_s: float, *, sharded: bool = False, tokens: int = 64) -> Prices:
+    """A CPU's, with other links. sharded: whether tokens may be."""
     found = Prices.of("cpu-avx2", tokens)
     link = Link(bytes_per_s, (Algorithm("ring", base_s, 0.0),))
-    machine = replace(found.topology, host=link, launch_s=0.0, tokens_sharded=sharded, rows_moved=rows_moved)
+    machine = replace(found.topology, host=link, launch_s=0.0, tokens_sharded=sharded)
     return replace(found, topology=machine)
+
+
+class RowsFree(Prices):
+    """Rows of experts cost nothing to move."""
+
+    def move(self, value: Value, source: Placement, target: Placement, ranks: int, parts: int = 1) -> float:
+        cost = super().move(value, source, target, ranks, parts)
+        free = collective_of(source, target) == "ragged_all_to_all" and cost < math.inf
+        return 0.0 if free else cost
+
+
+def rows_free() -> Prices:
+    """Such that tokens are sharded where they are routed, and each route's row goes to the rank of its expert
+    and back."""
+    found = prices(1e-13, 1e11, sharded=True, tokens=512)
+    return RowsFree(found.topology, found.sizes)

@@ -138,6 +138,9 @@ class RankExecutor:
 
     def collect(self, launch: dict[str, Any], group: list[int]) -> None:
         """The collective of one group of ranks."""
+        if launch["collective"] == "ragged_all_to_all":
+            self.move_rows(launch, group)
+            return
         kind, run, part, n = launch["collective"], launch["run"], launch.get("part", 1), len(group)
         given, taken = (argument["buffer"] for argument in launch["args"])
         starts = self.starts[launch["axis"]] if "parts" in launch else list(range(n + 1))
@@ -176,3 +179,22 @@ class RankExecutor:
             outputs = [stacked[:, starts[at] : starts[at + 1]] for at in range(n)]
         for rank, out in zip(group, outputs, strict=True):
             self.values(rank, taken, launch["dtype"], out.shape)[...] = out
+
+    def move_rows(self, launch: dict[str, Any], group: list[int]) -> None:
+        """Rows of routes, from the ranks of their tokens to those of their experts, or back."""
+        n, run, dtype = len(group), launch["run"], launch["dtype"]
+        taken, counts, given = (argument["buffer"] for argument in launch["args"])
+        sizes = self.values(group[0], counts, "i32", (n, launch["experts"])).copy()
+        assert all((self.values(r, counts, "i32", sizes.shape) == sizes).all() for r in group)
+        experts = np.arange(launch["experts"]).reshape(n, -1)  # of each rank
+        by_token = [[(q, e) for e in experts.flat] for q in range(n)]
+        by_expert = [[(q, e) for e in own for q in range(n)] for own in experts]
+        lie, go = (by_token, by_expert) if launch["to"] == "experts" else (by_expert, by_token)
+        parts = {}
+        for rank, pairs in zip(group, lie, strict=True):
+            ends = np.cumsum([sizes[pair] for pair in pairs])
+            rows = self.values(rank, taken, dtype, (int(ends[-1]), run)).copy()
+            parts.update(zip(pairs, np.split(rows, ends[:-1]), strict=True))
+        for rank, pairs in zip(group, go, strict=True):
+            rows = np.concatenate([parts[pair] for pair in pairs])
+            self.values(rank, given, dtype, rows.shape)[...] = rows

@@ -13,6 +13,7 @@ from checkpoints import SPECS, reference
 from rank_executor import RankExecutor
 from test_variants import VARIANTS, write
 
+from tscompile.explain import explain, explain_text
 from tscompile.interpret import Sequences
 from tscompile.kernels.host import best_target
 from tscompile.passes import propagate
@@ -101,6 +102,29 @@ def test_sequences_shared_out(name: str, mesh: dict[str, int], tmp_path: Path) -
     attention = [launch for launch in launches if "attention_" in launch.get("kernel", "")]
     assert attention
     assert all(launch["tokens"] == "dp" for launch in attention)
+    several = greedy(path, prompts, owners=2)
+    assert several[0] == one[0]
+    for whole, parts in zip(one[1], several[1], strict=True):
+        assert np.abs(parts - whole).max() <= 1e-4 * np.abs(whole).max()
+
+
+def test_rows_of_experts_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank's rows go to the ranks of their experts, and come back."""
+    reference(SPECS["qwen3-moe"]).save_pretrained(tmp_path)
+    prompts = {"a": list(range(40)), "b": [60, 59, 3], "c": list(range(9, 70))}
+    one = greedy(plans.build(tmp_path, tmp_path / "1.tsp", page_size=PAGE_SIZE), prompts)
+    monkeypatch.setattr(propagate, "prices_of", lambda _: plans.rows_free())
+    sizes = {"page_size": PAGE_SIZE, "dp": 2, "ep": 2}
+    path = plans.build(tmp_path, tmp_path / "several.tsp", verify=True, **sizes)
+    launches = plans.launches(path)
+    moves = [launch["to"] for launch in launches if launch.get("collective") == "ragged_all_to_all"]
+    assert moves
+    assert moves == ["experts", "tokens"] * (len(moves) // 2)
+    report = explain(path)
+    told = [row for row in report["steps"][-1]["collectives"] if row["collective"] == "ragged_all_to_all"]
+    one_row = next(launch["run"] * launch["top"] for launch in launches if "top" in launch) * 4
+    assert {b["bytes"] for row in told for b in row["buckets"] if b["tokens"] == 8} == {8 * one_row}
+    assert "; ragged ones as if every expert had as many rows" in explain_text(report)
     several = greedy(path, prompts, owners=2)
     assert several[0] == one[0]
     for whole, parts in zip(one[1], several[1], strict=True):

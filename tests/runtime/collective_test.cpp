@@ -254,6 +254,34 @@ TEST_P(Collectives, AreWhatTheyMean) {
   }
 }
 
+TEST(CollectiveSum, OfIntegers) {
+  const Mesh mesh{{{"tp", 2}}};
+  Collective what;
+  what.kind = Kind::reduce_scatter;
+  what.integers = true;
+  what.num_ranks = 2;
+  what.run = 2;
+  RankLayout layout;
+  layout.num_ranks = 2;
+  layout.num_threads = {1, 1};
+  layout.staging_bytes = 4096;
+  const auto memory = std::make_shared<SharedMemory>(SharedGroup::bytes(layout));
+  // no f32 holds them
+  const std::vector<std::vector<int32_t>> in = {{16777217, 1, 2, 3}, {-1, 5, 1 << 30, 16777216}};
+  std::vector<std::vector<int32_t>> out(2, std::vector<int32_t>(2));
+  const auto run = [&](int32_t r) {
+    SharedGroup group(memory, layout, r, {});
+    const auto i = static_cast<size_t>(r);
+    const TokenParts tokens(mesh, r, 1, 1);
+    EXPECT_TRUE(BoundCollective(what, mesh, r, &group, 0, in[i].data(), out[i].data()).run(tokens, 0, 1));
+  };
+  std::thread other([&] { run(1); });
+  run(0);
+  other.join();
+  EXPECT_EQ(out[0], (std::vector<int32_t>{16777216, 6}));
+  EXPECT_EQ(out[1], (std::vector<int32_t>{(1 << 30) + 2, 16777219}));
+}
+
 TEST(CollectiveMax, KeepsNaN) {
   const Mesh mesh{{{"tp", 2}}};
   Collective what;

@@ -264,6 +264,53 @@ TEST(ProgramOfRanks, ReadsPartsOfTokens) {
             {"buckets[0].launches[5].run is '257', wanted an integer from 1 to 256"});
 }
 
+TEST(ProgramOfRanks, ReadsRowsOfRoutes) {
+  // buffers have room for 24 tokens; a rank has 6 of them
+  const auto rows = [](Json &launch) {
+    const Json op = launch["op"], args = launch["args"];
+    launch = {{"collective", "ragged_all_to_all"},
+              {"op", op},
+              {"axis", "tp"},
+              {"dtype", "f32"},
+              {"to", "experts"},
+              {"experts", 8},
+              {"top", 2},
+              {"run", kWidth / 2},
+              {"args", {args[0], {{"buffer", 0}}, args[1]}}};
+  };
+  const auto edited = [&](const std::function<void(Json &)> &edit) {
+    return refusal([&] {
+      with_collective([&](Json &launch) {
+        rows(launch);
+        edit(launch);
+      });
+    });
+  };
+  const auto field = [&](const char *key, const Json &value) {
+    return edited([&](Json &launch) { launch[key] = value; });
+  };
+  const Collective found = with_collective(rows);
+  Limits limits;
+  limits.max_tokens = 24;
+  const Mesh mesh{{{"ep", 2}, {"tp", 4}}};
+  EXPECT_TRUE(found.to_experts);
+  EXPECT_EQ(found.most_taken(limits, mesh), 6 * 2 * kWidth / 2);
+  EXPECT_EQ(found.most_given(limits, mesh), 24 * 2 * kWidth / 2);
+  expect_in(edited([](Json &launch) {
+              launch["to"] = "tokens";
+              launch["top"] = 3;
+            }),
+            {"launches[5].args[0] (", "1 times 576 elements of 4 bytes do not fit"});
+  expect_in(field("top", 3), {"launches[5].args[2] (", "1 times 576 elements of 4 bytes do not fit"});
+  expect_in(field("experts", 1 << 10), {"launches[5].args[1] (", "4 times 1024 elements of 4 bytes do not fit"});
+  expect_in(field("experts", 10), {"launches[5].experts is 10, wanted a multiple of 4"});
+  expect_in(field("top", 0), {"launches[5].top is '0', wanted an integer from 1"});
+  expect_in(field("to", "ranks"), {"launches[5].to is 'ranks', wanted one of experts, tokens"});
+  expect_in(field("rows", "T"), {"launches[5] has an unknown key 'rows'"});
+  expect_in(edited([](Json &launch) { launch["args"].erase(1); }), {"launches[5].args has 2 items, wanted 3 to 3"});
+  expect_in(edited([](Json &launch) { launch["args"][1] = launch["args"][2]; }), {"input and output overlap"});
+}
+
 TEST(ProgramOfRanks, ChecksShardedWeights) {
   const auto axes = [](const Json &value) {
     return edited_ranks([&](Json &p) { p["buckets"][0]["launches"][0]["args"][0]["axes"] = value; });
@@ -287,7 +334,7 @@ TEST(ProgramOfRanks, ChecksCollectives) {
   expect_in(field("collective", "all_to_all"), {"buckets[0].launches[2] lacks the key 'gathers'"});
   expect_in(field("collective", "broadcast"),
             {"buckets[0].launches[2].collective is 'broadcast', wanted one of all_reduce, "
-             "reduce_scatter, all_gather, all_to_all, slice"});
+             "reduce_scatter, all_gather, all_to_all, slice, ragged_all_to_all"});
   expect_in(field("reduce", "mean"), {"buckets[0].launches[2].reduce is 'mean', wanted one of sum, max"});
   expect_in(field("axis", "dp"), {"buckets[0].launches[2].axis is 'dp', the mesh has ep=2,tp=4"});
   expect_in(field("rows", "S"), {"buckets[0].launches[2].rows is 'S', wanted one of 1, T, L"});
@@ -296,7 +343,7 @@ TEST(ProgramOfRanks, ChecksCollectives) {
   expect_in(field("parts", "rows"), {"buckets[0].launches[2].parts is 'rows', wanted one of tokens"});
   expect_in(field("parts", "tokens"), {"buckets[0].launches[2].parts is 'tokens', wanted it of no all_reduce"});
   expect_in(field("dtype", "f64"), {"buckets[0].launches[2].dtype is 'f64', wanted one of f32, bf16, i32"});
-  expect_in(field("dtype", "bf16"), {"buckets[0].launches[2].dtype is 'bf16', wanted 'f32': ranks add in f32"});
+  expect_in(field("dtype", "bf16"), {"buckets[0].launches[2].dtype is 'bf16', wanted 'f32', or 'i32' of a sum"});
   expect_in(field("times", 0), {"buckets[0].launches[2].times is '0', wanted an integer from 1"});
   expect_in(field("run", 0), {"buckets[0].launches[2].run is '0', wanted an integer from 1"});
   expect_in(field("run", int64_t{1} << 60), {"buckets[0].launches[2].run"});

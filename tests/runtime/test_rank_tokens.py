@@ -110,6 +110,35 @@ def test_tokens_in_parts(
         assert [answer.tokens for answer in engine.generate(asked)] == wanted
 
 
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        ("qwen3-moe", {"ep": 2}),
+        ("qwen3-moe", {"dp": 2, "ep": 2}),
+        ("deepseek-routed", {"dp": 2}),
+        ("deepseek-routed", {"ep": 4}),
+    ],
+)
+def test_rows_of_experts_move(
+    name: str, mesh: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From their tokens' ranks to those of their experts and back, whatever the step; ranks without any."""
+    reference(SPECS[name]).save_pretrained(tmp_path)
+    generator = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(500, (length,), generator=generator).tolist() for length in (37, 5, 1, 70)]
+    asked = [Request(prompt, max_tokens=16, ignore_eos=True) for prompt in prompts]
+    sizes = {"page_size": 32, "max_tokens": 64, "max_seqs": 6}
+    with Engine(plans.build(tmp_path, tmp_path / "1.tsp", **sizes), num_threads=1) as engine:
+        wanted = [answer.tokens for answer in engine.generate(asked)]
+    monkeypatch.setattr(propagate, "prices_of", lambda _: plans.rows_free())
+    path = plans.build(tmp_path, tmp_path / "several.tsp", **sizes, **mesh)
+    launches = plans.launches(path)
+    assert "ragged_all_to_all" in {launch.get("collective") for launch in launches}
+    with ranks_of(path, math.prod(mesh.values())) as engine:
+        assert [answer.tokens for answer in engine.generate(asked)] == wanted
+        assert [engine.generate([one])[0].tokens for one in asked[:2]] == wanted[:2]
+
+
 @pytest.mark.parametrize("name", ["qwen3-moe", "deepseek-routed"])
 def test_experts_over_ranks(name: str, tmp_path: Path) -> None:
     """Sharded within, and shared out whole."""

@@ -75,10 +75,21 @@ def launch_fields(step: Group) -> dict[str, Any]:
     """A collective step as the program says it (ARCHITECTURE.md, "The program"), but for its arguments. The
     value is [rows, times, run of one rank] or, where the ranks' parts lie together, [rows, times, ranks,
     run]; of an all_to_all, [rows, times, part of one rank, ranks, run of one rank] or [..., ranks, part,
-    run]."""
+    run]. Of routes, rows of `run`, at most `top` a token."""
     op = step.body[-1]
     kind, x, out = op.kind, op.inputs[0], op.outputs[0]
-    if "op" in op.attrs and x.dtype != "f32":
+    fields: dict[str, Any] = {
+        "collective": kind,
+        "op": step.name,
+        "axis": str(op.attrs["axis"]),
+        "dtype": x.dtype,
+    }
+    rows = x.shape[0]
+    if isinstance(rows, Sym) and rows.ragged:
+        experts = _known(op.inputs[1].shape[0]) // integer(op.attrs, "ranks")
+        to = "tokens" if op.attrs["target"] == "T" else "experts"
+        return fields | {"to": to, "experts": experts, "top": rows.times, "run": x.row_elements}
+    if "op" in op.attrs and x.dtype != "f32" and (x.dtype, op.attrs["op"]) != ("i32", "sum"):
         raise InternalError(f"{step.name}: {kind} of {x.dtype}, wanted f32: what a linear gives")
     first = sum(isinstance(dim, Sym) for dim in x.shape)  # dim that is no row
     dims = sorted(integer(op.attrs, key) for key in ("source", "dim") if key in op.attrs) or [first]
@@ -87,11 +98,7 @@ def launch_fields(step: Group) -> dict[str, Any]:
     # of each dim that is moved, what one rank has; of any other dim the two are alike
     local = [_shorter(a, b) for a, b in zip(x.shape, out.shape, strict=True)]
     tokens = first == 1 and dims[0] == 0  # the first dim that is moved
-    fields = {
-        "collective": kind,
-        "op": step.name,
-        "axis": str(op.attrs["axis"]),
-        "dtype": x.dtype,
+    fields |= {
         "rows": "1" if tokens or not first else str(x.shape[0]),
         "times": math.prod(_known(d) for d in local[first : dims[0]]),
         "run": math.prod(_known(d) for d in local[dims[-1] :] if not isinstance(d, Sym)),
