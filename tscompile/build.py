@@ -34,17 +34,19 @@ class Options:
     tp: int = 1
     ep: int = 1
     dp: int = 1
+    cp: int = 1
     pp: int = 1
     tokens: int = 0  # of the step that placements are chosen for; 0: max_tokens
     max_context: int = 0  # 0: what config.json says
-    page_size: int = 64
+    page_size: int = 64  # tokens of a KV page that a rank holds
     max_tokens: int = 512  # T of a step
     max_seqs: int = 64  # S of a step
 
     @property
     def mesh(self) -> Mesh:
         """The axes asked for; tp alone, if none."""
-        asked = (("pp", self.pp), ("dp", self.dp), ("ep", self.ep), ("tp", self.tp))
+        # cp last: heads that tp has shared out are gathered over cp alone
+        asked = (("pp", self.pp), ("dp", self.dp), ("ep", self.ep), ("tp", self.tp), ("cp", self.cp))
         return Mesh(tuple((axis, size) for axis, size in asked if size > 1) or (("tp", 1),))
 
 

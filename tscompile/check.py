@@ -24,10 +24,11 @@ def verify_build(build: Build) -> tuple[dict[str, Any], float]:
     "tsp/verify", the largest difference relative to the largest logit). InternalError, which names the step
     and the rank, if it is beyond the tolerance: a pass has changed the model."""
     assert build.model is not None
-    one = dataclasses.replace(build, mesh=Mesh(), smaller={}, receipts=[], notes=[])
+    page_size, max_context = build.options.page_size * build.mesh.num_parts, build.model.max_context
+    options = dataclasses.replace(build.options, page_size=page_size)
+    one = dataclasses.replace(build, options=options, mesh=Mesh(), smaller={}, receipts=[], notes=[])
     for step in (capture, precision, propagate, reshard):
         step.run(one)
-    page_size, max_context = build.options.page_size, build.model.max_context
     batches = random_steps(build.mesh, build.model.vocab_size, page_size, max_context)
     num_slots = build.mesh.num_owners * NUM_PAGES * page_size
     captured = Interpreter(one.graph, build.checkpoint.read, num_slots)

@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_count,
         default=64,
         metavar="N",
-        help="tokens of a KV page, a multiple of 32; default: 64",
+        help="tokens of a KV page that a rank holds, a multiple of 32; default: 64",
     )
     build.add_argument(
         "--no-text", action="store_true", help="leave tokenizer and chat template out: token ids in and out"
@@ -163,6 +163,7 @@ def _mesh_options(build: argparse.ArgumentParser) -> None:
         ("tp", "tensor-parallel ranks"),
         ("ep", "expert-parallel ranks"),
         ("dp", "ranks that share sequences out"),
+        ("cp", "ranks that share each sequence's KV cache out"),
         ("pp", "pipeline stages"),
     ):
         build.add_argument(f"--{axis}", type=_count, default=1, metavar="N", help=f"{ranks}; default: 1")
@@ -242,6 +243,7 @@ def _options(arguments: argparse.Namespace, find_for: Callable[[Path], Path]) ->
         tp=arguments.tp,
         ep=arguments.ep,
         dp=arguments.dp,
+        cp=arguments.cp,
         pp=arguments.pp,
         tokens=arguments.tokens,
         max_context=arguments.max_context,

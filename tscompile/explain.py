@@ -17,7 +17,8 @@ from tscompile.topology import Topology, topology_of
 
 NOTE = (
     "R: every rank holds it whole. S(d): each its part along dim d; of rows of experts those of its experts, "
-    "S(d,T): those of its tokens. P(sum): each a term of the sum."
+    "S(d,T): those of its tokens. P(sum): each a term of the sum. O: of a KV cache, each the tokens of "
+    "its own sequences (dp) or positions (cp)."
 )
 
 

@@ -103,6 +103,7 @@ GROUP_KINDS = {
     "latent_write": "[split, rms_norm, rope, concat,] [cast,] latent_write: row (, norm, table, positions), "
     "state, slots -> state",
     "latent_attention": "latent_attention [, cast]: q[T,H,row], state, batch arrays -> [T,H,rank]",
+    "merge_parts": "merge_parts [, cast]: of each part of the context, [T,C,H,D+2] -> [T,H,D]",
     "gather_rows": "gather_rows: x[T,H], logit_rows -> [L,H]",
     "route": "route: logits[T,E] (, bias) -> ids[T,k], weights[T,k]",
     "sort_routes": "sort_routes: ids[T,k], numbers[E] -> order[R], counts[E]",

@@ -14,6 +14,7 @@ AXES = {
     "tp": "tensor parallel: tokens in equal parts",
     "ep": "expert parallel: tokens in equal parts",
     "dp": "attention data parallel: tokens, and the KV cache, by sequence",
+    "cp": "context parallel: tokens in equal parts, the KV cache by position",
     "pp": "pipeline parallel: ops, with their weights and caches, in consecutive stages",
 }
 
@@ -21,6 +22,12 @@ AXES = {
 def by_sequence(axis: str) -> bool:
     """Whether tokens that are sharded over `axis` lie with their sequence."""
     return axis == "dp"
+
+
+def by_position(axis: str) -> bool:
+    """Whether a KV cache that is shared out over `axis` lies by position: of each page of ranks * n tokens,
+    rank q has the q-th n."""
+    return axis == "cp"
 
 
 def by_stage(axis: str) -> bool:
@@ -59,6 +66,11 @@ class Mesh:
     def num_owners(self) -> int:
         """Ranks that share sequences out between them, along the axis that does."""
         return math.prod(size for name, size in self.axes if by_sequence(name))
+
+    @property
+    def num_parts(self) -> int:
+        """Ranks that share each sequence's context out between them, along the axis that does."""
+        return math.prod(size for name, size in self.axes if by_position(name))
 
     @property
     def stage_axis(self) -> int:

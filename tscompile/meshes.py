@@ -20,11 +20,12 @@ from tscompile.errors import CompileError
 from tscompile.ir import DTYPES, Graph, Op, Value, Weight
 from tscompile.mesh import Mesh
 from tscompile.ops.base import ints, num_bytes
-from tscompile.passes import canonicalize, expand, fit, precision, propagate, reshard
+from tscompile.passes import canonicalize, context, expand, fit, precision, propagate, reshard
 from tscompile.passes.capture import traced
 from tscompile.placement import parse_placement
 from tscompile.price import Prices, collective_of
 from tscompile.search import Earlier, settled
+from tscompile.sharding import divisors
 from tscompile.topology import topology_of
 
 
@@ -65,12 +66,13 @@ def rank_meshes(folder: Path, ranks: int, target: str, load: Load, dtype: str = 
 
 
 def meshes(ranks: int, experts: bool) -> list[Mesh]:
-    """Every product of dp, ep and tp of that many ranks, ep for experts."""
+    """Every product of dp, ep, tp and cp of that many ranks, ep for experts."""
     found = []
-    for dp in [n for n in range(1, ranks + 1) if ranks % n == 0]:
-        for ep in [n for n in range(1, ranks // dp + 1) if (ranks // dp) % n == 0 and (experts or n == 1)]:
-            sizes = (("dp", dp), ("ep", ep), ("tp", ranks // dp // ep))
-            found.append(Mesh(tuple((axis, n) for axis, n in sizes if n > 1) or (("tp", 1),)))
+    for dp in divisors(ranks):
+        for ep in divisors(ranks // dp) if experts else [1]:
+            for cp in divisors(ranks // dp // ep):
+                sizes = (("dp", dp), ("ep", ep), ("tp", ranks // dp // ep // cp), ("cp", cp))
+                found.append(Mesh(tuple((axis, n) for axis, n in sizes if n > 1) or (("tp", 1),)))
     return found
 
 
@@ -86,6 +88,7 @@ def _row(graph: Graph, options: Options, mesh: Mesh, load: Load, target: str) ->
     build = Build(options, cast(Any, None), mesh, graph.copy())
     build.graph.mesh = mesh
     try:
+        context.run(build)
         fit.run(build)
         propagate.place(build, decode)
         reading = build.graph.copy()

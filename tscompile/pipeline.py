@@ -33,6 +33,7 @@ PASSES: tuple[tuple[str, str], ...] = (
         "canonicalize",
         "projections apart, rows gathered before the head: what fit and propagate place; the casts stand",
     ),
+    ("context", "with cp, attention in parts of the context, and merged: what propagate shares out over cp"),
     ("fit", "vocabulary and KV heads such that the ranks divide them, so that propagate can shard them"),
     ("stages", "every op, weight and KV cache is on one stage, if there are any; the other axes cut each"),
     ("propagate", "every value has a placement on every axis"),

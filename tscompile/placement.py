@@ -39,7 +39,7 @@ class Partial:
 
 @dataclass(frozen=True)
 class Owned:
-    """Of a KV cache alone: a rank has the tokens of the sequences that it owns."""
+    """Of a KV cache alone: a rank has tokens of its own: those of its sequences, or of its positions."""
 
     def __str__(self) -> str:
         return "O"

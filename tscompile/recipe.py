@@ -101,7 +101,7 @@ class RopeTable:
 
 @dataclass(frozen=True)
 class Arange:
-    """f32 [count]: 0, 1, ... A rank's shard of it tells which experts are its own."""
+    """f32 [count]: 0, 1, ... A rank's shard tells which experts, or parts of the context, are its own."""
 
     count: int
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tscompile.errors import CompileError, InternalError
 from tscompile.ir import Dim, Op, Shape, Sym, Value, Weight
-from tscompile.mesh import by_sequence, by_stage
+from tscompile.mesh import by_position, by_sequence, by_stage
 from tscompile.ops import Rule, lookup
 from tscompile.ops.base import sharded_by, text_of
 from tscompile.placement import Owned, Partial, Placement, Replicate, Shard, parse_placement
@@ -134,13 +134,15 @@ def divisors(number: int) -> list[int]:
 
 
 def _splits(ruled: tuple[Op, Rule], factor: str, axis: str, ranks: int, tokens: bool) -> bool:
-    """Whether `ranks` ranks can share the factor out. Caches are shared out by sequence, or else by heads."""
+    """Whether `ranks` ranks can share the factor out. Caches are shared out by sequence or by position, as
+    the axis says, or else by heads."""
     op, rule = ruled
-    cached = any(v.state for v in op.inputs)
-    if (factor == rule.owned and not by_sequence(axis)) or (
-        cached and rule.owned and factor != rule.owned and by_sequence(axis)
-    ):
-        return False
+    if any(v.state for v in op.inputs):
+        if by_sequence(axis) or by_position(axis):
+            if factor != (rule.owned if by_sequence(axis) else rule.context):
+                return False
+        elif factor in (rule.owned, rule.context):
+            return False
     if _whole(op, rule, factor):
         given = factor in (rule.owned, rule.counted) or all(sharded_by(d, factor) for d in rule.outputs)
         return tokens and given and all(p.owner or dim == TOKENS for dim, p in _dims(op, rule, factor))
@@ -158,7 +160,7 @@ def _splits_further(op: Op, rule: Rule, factor: str) -> bool:
 
 
 def _sharded(op: Op, rule: Rule, factor: str) -> Strategy:
-    owned = factor == rule.owned
+    owned = factor in (rule.owned, rule.context)
 
     def placed(value: Value, dims: Sequence[str], otherwise: Placement) -> Placement:
         if value.state and owned:

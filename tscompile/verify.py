@@ -78,10 +78,8 @@ class _Verifier:
             raise InternalError(f"an op {op.kind} without outputs")
         definition, what = lookup(op.kind), f"{op.kind} -> {op.outputs[0]!r}"
         self.uses(what, op.inputs)
-        variadic = definition.inputs[-1].variadic
-        if len(op.inputs) != len(definition.inputs) and not (
-            variadic and len(op.inputs) >= len(definition.inputs)
-        ):
+        more, last = len(op.inputs) - len(definition.inputs), definition.inputs[-1]
+        if not (more == 0 or (more > 0 and last.variadic) or (more == -1 and last.optional)):
             raise InternalError(f"{what} has {len(op.inputs)} inputs, wanted {len(definition.inputs)}")
         self.attrs(what, op, definition)
         self.slots(what, op, definition)
@@ -100,10 +98,11 @@ class _Verifier:
             self.define(value)
 
     def attrs(self, what: str, op: Op, definition: OpDef) -> None:
-        if set(op.attrs) != set(definition.attrs):
+        may = {**definition.attrs, **definition.optional}
+        if not set(definition.attrs) <= set(op.attrs) <= set(may):
             raise InternalError(f"{what} has attrs {sorted(op.attrs)}, wanted {sorted(definition.attrs)}")
-        for key, wanted in definition.attrs.items():
-            if type(op.attrs[key]) is not wanted:
+        for key, wanted in may.items():
+            if key in op.attrs and type(op.attrs[key]) is not wanted:
                 raise InternalError(f"{what}: {key}={op.attrs[key]!r}, wanted {wanted.__name__}")
 
     def slots(self, what: str, op: Op, definition: OpDef) -> None:

@@ -64,6 +64,18 @@ struct Cache {
   }
 };
 
+/// Where a token lies in a cache that holds part `part` of the context, for its slot in pages of PARTS * PAGE tokens; negative if it is
+/// not of that part.
+template <int PAGE, int PARTS>
+TS_INLINE int64_t own_slot(int64_t slot, int64_t part) {
+  if constexpr (PARTS == 1) {
+    return slot;
+  } else {
+    const int64_t page = slot / (PAGE * PARTS), at = slot % (PAGE * PARTS) - part * PAGE;
+    return at >= 0 && at < PAGE ? page * PAGE + at : -1;
+  }
+}
+
 // bf16: K [D/2][PAGE][2], V [PAGE/2][D][2]. The padding of D is written too: zeros.
 
 template <int D, int PAGE>

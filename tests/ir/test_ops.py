@@ -16,7 +16,7 @@ from tscompile.ops import REGISTRY, lookup
 from tscompile.ops.attention import KVCache
 from tscompile.ops.base import RankContext
 from tscompile.ops.elementwise import TORCH_DTYPES
-from tscompile.placement import Partial, Placement, Replicate, Shard
+from tscompile.placement import Owned, Partial, Placement, Replicate, Shard
 from tscompile.recipe import Checkpoint
 from tscompile.sharding import Strategy, strategies
 
@@ -53,17 +53,15 @@ CASES: dict[str, list[tuple[list[Any], dict[str, Attr]]]] = {
         ([(T, 4, 8), (16, 8), ("i32", T)], {"interleaved": False}),
         ([(T, 4, 8), (16, 4), ("i32", T)], {"interleaved": True}),
     ],
-    "kv_write": [([("state", 4, 8), (T, 4, 8), (T, 4, 8), ("i32", T)], {"page_size": 4})],
-    "attention": [
-        (
-            [
-                (T, 8, 8),
-                ("state", 4, 8),
-                *ARRAYS,
-            ],
-            {**ATTENTION},
-        )
+    "kv_write": [
+        ([("state", 4, 8), (T, 4, 8), (T, 4, 8), ("i32", T)], {"page_size": 4}),
+        ([("state", 4, 8), (T, 4, 8), (T, 4, 8), ("i32", T), (4,)], {"page_size": 1, "parts": 4}),
     ],
+    "attention": [
+        ([(T, 8, 8), ("state", 4, 8), *ARRAYS], {**ATTENTION}),
+        ([(T, 8, 8), ("state", 4, 8), *ARRAYS, (4,)], {**ATTENTION, "page_size": 1, "parts": 4}),
+    ],
+    "merge_parts": [([(T, 2, 4, 10)], {})],
     "route": [
         ([(T, 12)], {**ROUTE, "scores": "softmax"}),
         ([(T, 12), (12,)], {**ROUTE, "scores": "sigmoid", "normalize": True, "groups": 4, "kept": 2}),
@@ -73,8 +71,17 @@ CASES: dict[str, list[tuple[list[Any], dict[str, Attr]]]] = {
     "expert_linear": [([(R, 8), ("i32", 4), (4, 12, 8)], {})],
     "combine": [([(R, 8), ("i32", R), (T, 2)], {})],
     "head_linear": [([(T, 4, 8), (4, 6, 8)], {})],
-    "latent_write": [([("state", 10), (T, 10), ("i32", T)], {"page_size": 4})],
-    "latent_attention": [([(T, 4, 10), ("state", 10), *ARRAYS], {"scale": 0.3, "rank": 6, "page_size": 4})],
+    "latent_write": [
+        ([("state", 10), (T, 10), ("i32", T)], {"page_size": 4}),
+        ([("state", 10), (T, 10), ("i32", T), (4,)], {"page_size": 1, "parts": 4}),
+    ],
+    "latent_attention": [
+        ([(T, 4, 10), ("state", 10), *ARRAYS], {"scale": 0.3, "rank": 6, "page_size": 4}),
+        (
+            [(T, 4, 10), ("state", 10), *ARRAYS, (4,)],
+            {"scale": 0.3, "rank": 6, "page_size": 1, "parts": 4},
+        ),
+    ],
     "mla_attention": [
         ([(T, 4, 8), (T, 4, 4), ("state", 10), (4 * (8 + 3), 6), *ARRAYS], {"scale": 0.3, "page_size": 4})
     ],
@@ -82,7 +89,11 @@ CASES: dict[str, list[tuple[list[Any], dict[str, Attr]]]] = {
     "redistribute": [([(T, 8)], {"axis": "tp", "source": "R", "target": "R"})],
 }
 ORDER = torch.tensor([3, 8, 0, 11, 5, 2, 9, 10, 1, 7, 4, 6], dtype=torch.int32)
-ROUTED: dict[str, dict[int, torch.Tensor]] = {
+GIVEN: dict[str, dict[int, torch.Tensor]] = {
+    "kv_write": {4: torch.arange(4.0)},
+    "latent_write": {3: torch.arange(4.0)},
+    "attention": {6: torch.arange(4.0)},
+    "latent_attention": {6: torch.arange(4.0)},
     "sort_routes": {
         0: torch.tensor([[3, 1], [0, 2], [1, 0], [2, 3], [0, 1], [2, 3]], dtype=torch.int32),
         1: torch.arange(4.0),
@@ -118,9 +129,10 @@ def made(kind: str, index: int) -> tuple[Op, list[Any]]:
             tensors[-1] = torch.randint(size[0], tuple(size), dtype=torch.int32)
     if kind.endswith("attention"):  # two sequences: three tokens each, the second with two before them
         arrays = [[0, 1, 2, 2, 3, 4], [0, 3, 6], [3, 5], [[1, 0], [3, 2]]]
-        tensors[-4:] = [torch.tensor(array, dtype=torch.int32) for array in arrays]
-    if kind in ROUTED:  # four experts, three of the twelve routes to each: shards of rows are of equal size
-        tensors = [ROUTED[kind].get(i, tensor) for i, tensor in enumerate(tensors)]
+        first = next(i for i, value in enumerate(values) if value.dtype == "i32")
+        tensors[first : first + 4] = [torch.tensor(array, dtype=torch.int32) for array in arrays]
+    if kind in GIVEN:  # four experts, three of the twelve routes to each: shards of rows are of equal size
+        tensors = [GIVEN[kind].get(i, tensor) for i, tensor in enumerate(tensors)]
     types = lookup(kind).infer(values, attrs)
     outputs = [Value(f"out{i}", t.shape, t.dtype, t.state) for i, t in enumerate(types)]
     return Op(kind, values, outputs, dict(attrs)), tensors
@@ -164,6 +176,38 @@ def test_every_factor_sharded_gives_the_same(kind: str, index: int, ranks: int) 
     for strategy in strategies(op, "tp", ranks):
         if not any(isinstance(p, Shard) and p.owner for p in (*strategy.takes, *strategy.gives)):
             check(op, tensors, whole, strategy, ranks)
+    for strategy in strategies(op, "cp", ranks, tokens=False):
+        if strategy.factor == "c" and not any(v.state for v in op.outputs):
+            check(op, tensors, whole, strategy, ranks)
+
+
+@pytest.mark.parametrize("kind", ["kv_write", "latent_write"])
+def test_writes_in_parts_are_the_write(kind: str) -> None:
+    """Each part of the context has its own tokens, and nothing else."""
+    op, tensors = made(kind, 1)
+    (strategy,) = (s for s in strategies(op, "cp", 4) if s.factor)
+    assert strategy.gives == (Owned(),)
+    assert strategy.takes == (Owned(), *[Replicate()] * (len(op.inputs) - 2), Shard(0))
+    slots = tensors[-2] = torch.tensor([5, 6, 7, 8, 0, 1], dtype=torch.int32)
+    (whole,) = run(op, [clone(t) for t in tensors])
+    for number in range(4):
+        before = clone(tensors[0])
+        (found,) = run(op, [clone(before), *tensors[1:-1], torch.tensor([float(number)])])
+        mine = slots[slots % 4 == number].long()
+        assert torch.equal(found.k[mine], whole.k[mine])
+        before.k[mine] = found.k[mine]
+        assert torch.equal(found.k, before.k)
+
+
+@pytest.mark.parametrize("kind", ["attention", "latent_attention"])
+def test_parts_merged_are_the_whole(kind: str) -> None:
+    """Also where some parts have no key that a query sees."""
+    op, tensors = made(kind, 1)
+    whole, _ = made(kind, 0)
+    (parts,), (wanted,) = run(op, tensors), run(whole, tensors[:-1])
+    assert (parts[..., -1] == float("-inf")).any()
+    merged, _ = made("merge_parts", 0)
+    assert torch.allclose(run(merged, [parts])[0], wanted, atol=1e-5)
 
 
 def check(op: Op, tensors: list[Any], whole: list[Any], strategy: Strategy, ranks: int) -> None:
@@ -275,7 +319,7 @@ def test_rows_of_experts_go_with_their_tokens() -> None:
     assert own["dispatch"] == Strategy("t", (Shard(0), rows), (rows,))
     assert own["expert_linear"] == Strategy("t", (rows, Partial(), Replicate()), (rows,))
     assert own["combine"] == Strategy("t", (rows, rows, Shard(0)), (Shard(0),))
-    ids, (x, _), weight = ROUTED["sort_routes"][0], made("dispatch", 0)[1], made("expert_linear", 0)[1][2]
+    ids, (x, _), weight = GIVEN["sort_routes"][0], made("dispatch", 0)[1], made("expert_linear", 0)[1][2]
     weights = made("combine", 0)[1][2]
 
     def combined(first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ import copy
 import math
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ from tscompile.passes import propagate
 from tscompile.placement import Owned
 from tscompile.recipe import axes_of
 
-PLACING = pipeline.ALL.index("fit")
+PLACING = pipeline.ALL.index("context")
 BEFORE, AFTER = pipeline.UP_TO_FUSE[:PLACING], pipeline.UP_TO_FUSE[PLACING:]
 MOE = {"num_experts_per_tok": 3, "moe_intermediate_size": 24}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -47,6 +47,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "v_head_dim": 16,
     },
 }
+CONTEXT_PAGE = 4  # tokens of a page that each of several cp ranks holds: every context crosses some
 # Query heads and KV heads, those of which the ranks that share heads out are a multiple or a divisor
 HEADS, HEADS_OF_THREE = (8, 2), (6, 3)
 
@@ -68,25 +69,42 @@ STAGED = [
     *({"pp": pp, axis: n} for axis in ("dp", "ep", "tp") for pp, n in ((2, 2), (4, 2), (2, 3), (2, 4))),
     *({"pp": 2, **dict.fromkeys(axes, 2)} for axes in (("dp", "ep"), ("dp", "tp"), ("ep", "tp"))),
 ]
-MESHES = {named(mesh): mesh for mesh in [*(m for ranks in range(2, 9) for m in meshes(ranks)), *STAGED]}
+CONTEXT_MESHES: list[dict[str, int]] = [
+    *({"cp": ranks} for ranks in (2, 3, 4, 7, 8)),
+    *({axis: 2, "cp": 2} for axis in ("pp", "dp", "ep", "tp")),
+    {"tp": 2, "cp": 4},
+    {"dp": 2, "tp": 2, "cp": 2},
+]
+MESHES = {
+    named(mesh): mesh
+    for mesh in [*(m for ranks in range(2, 9) for m in meshes(ranks)), *STAGED, *CONTEXT_MESHES]
+}
 
 
-def placed(build: Build, mesh: dict[str, int]) -> Build:
-    """What the passes from `fit` on make of a captured graph."""
+def placed(build: Build, mesh: dict[str, int], page_size: int = PAGE_SIZE) -> Build:
+    """What the passes from `context` on make of a captured graph, with pages of that size."""
     build = copy.copy(build)
     build.mesh = Mesh(tuple(mesh.items()))
     build.graph, build.receipts, build.notes = copy.deepcopy(build.graph), [], []
     build.graph.mesh = build.mesh
+    for op in build.graph.ops:
+        if "page_size" in op.attrs:
+            op.attrs["page_size"] = page_size
     pipeline.run(build, AFTER)
     return build
 
 
 @dataclass(frozen=True)
 class Family:
-    """A checkpoint's captured graph, and the program of one rank."""
+    """A checkpoint's captured graph, and the program of one rank, by the size of a page."""
 
     captured: Build
-    one: Build
+    one: dict[int, Build] = field(default_factory=dict)
+
+    def program(self, page_size: int) -> Build:
+        if page_size not in self.one:
+            self.one[page_size] = placed(self.captured, {"tp": 1}, page_size)
+        return self.one[page_size]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +119,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, tuple[
             sizes |= {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 1}
             saved(Spec(family, {**sizes, **config}), folder)
             build = captured(folder, BEFORE)
-            found[family, (heads, kv_heads)] = Family(build, placed(build, {"tp": 1}))
+            found[family, (heads, kv_heads)] = Family(build)
     return found
 
 
@@ -131,7 +149,7 @@ def test_every_family_on_every_mesh(
         with pytest.raises(CompileError, match=r"does not divide the 2 KV heads .* tp can be 1, 2, 4, 8"):
             placed(given.captured, sizes)
         return
-    program = placed(given.captured, sizes)
+    program = placed(given.captured, sizes, CONTEXT_PAGE if "cp" in sizes else PAGE_SIZE)
     _is_right(program, given, seed)
     _is_shared_out(program, sizes)
 
@@ -188,15 +206,16 @@ def test_rows_of_experts_move(
 def _is_right(program: Build, given: Family, seed: int) -> None:
     """Every rank gives what one rank alone does."""
     sizes = dict(program.mesh.axes)
-    owners = sizes.get("dp", 1)
-    num_slots = PAGE_SIZE * owners * (32 // owners)
+    owners, parts = sizes.get("dp", 1), sizes.get("cp", 1)
+    page_size = CONTEXT_PAGE * parts if parts > 1 else PAGE_SIZE
+    num_slots = page_size * owners * (1024 // page_size // owners)
     read = given.captured.checkpoint.read
-    one = Interpreter(given.one.graph, read, num_slots)
+    one = Interpreter(given.program(page_size).graph, read, num_slots)
     many = {
         most: Interpreter(graph, read, num_slots, program.mesh) for most, graph in program.buckets.items()
     }
     share_caches(list(many.values()))
-    sequences, wrong = Sequences(PAGE_SIZE, num_slots, owners), 0.0
+    sequences, wrong = Sequences(page_size, num_slots, owners), 0.0
     for step in random_steps(random.Random(seed)):
         batch = sequences.batch(step)
         bucket = next(most for most in many if len(batch.token_ids) <= most)
@@ -231,6 +250,6 @@ def _is_shared_out(program: Build, sizes: dict[str, int]) -> None:
     stages = set(range(sizes.get("pp", 0)))
     assert {stage_of(value) for op in program.graph.ops for value in op.outputs} - {None} == stages
     assert {stage_of(weight) for weight in program.graph.weights} <= (stages or {None})
-    if "dp" in sizes:
-        index = program.mesh.names.index("dp")
+    for axis in {"dp", "cp"} & set(sizes):
+        index = program.mesh.names.index(axis)
         assert {state.placement[index] for state in program.graph.states} == {Owned()}

@@ -31,8 +31,9 @@ def config(folder: Path, **values: Any) -> Path:
 
 def test_every_product_of_axes() -> None:
     found = [str(mesh) for mesh in meshes.meshes(4, experts=False)]
-    assert found == ["mesh(tp=4)", "mesh(dp=2, tp=2)", "mesh(dp=4)"]
-    assert len(meshes.meshes(8, experts=True)) == 10
+    both = ["mesh(tp=4)", "mesh(tp=2, cp=2)", "mesh(cp=4)"]
+    assert found == [*both, "mesh(dp=2, tp=2)", "mesh(dp=2, cp=2)", "mesh(dp=4)"]
+    assert len(meshes.meshes(8, experts=True)) == 20
 
 
 def test_memory_and_order(tmp_path: Path) -> None:
@@ -60,11 +61,12 @@ def test_what_does_not_fit_is_last_and_says_why(tmp_path: Path) -> None:
 
 
 def test_heads_that_a_mesh_does_not_divide(tmp_path: Path) -> None:
-    """Sequences are shared out by any number."""
+    """Sequences and contexts are shared out by any number."""
     small = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 4096}
     report = meshes.rank_meshes(config(tmp_path, **small), 3, "cpu-avx2", meshes.Load())
-    sequences, heads = report["meshes"]
-    assert (sequences["mesh"], sequences["why_not"]) == ({"dp": 3}, "")
+    *shared, heads = report["meshes"]
+    assert [row["why_not"] for row in shared] == ["", ""]
+    assert {axis for row in shared for axis in row["mesh"]} == {"dp", "cp"}
     assert heads["mesh"] == {"tp": 3}
     assert "tp can be 1, 2, 4, 8, 16, 32, 64" in heads["why_not"]
 

@@ -17,7 +17,7 @@ PAGE_SIZE, VOCAB = 2, 20
 SIZES = (4, 6, 8, 8, 12, 12, 16, 24, 5, 7, 10)  # of features: those that ranks divide, and odd ones
 UNARY = ("neg", "silu", "sigmoid", "relu", "gelu_tanh", "scale", "shift")
 TOKENS = Sym("T")
-AXES = ("tp", "ep", "dp", "pp")
+AXES = ("tp", "ep", "dp", "cp", "pp")
 
 
 def random_mesh(rng: random.Random) -> Mesh:

@@ -98,7 +98,7 @@ def test_the_axis_that_is_wrong_is_named() -> None:
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"tpp": Replicate()}, "placements: 'tpp' is no mesh axis; known are tp, ep, dp, pp"),
+        ({"tpp": Replicate()}, "placements: 'tpp' is no mesh axis; known are tp, ep, dp, cp, pp"),
         ({"tp": "S(0)"}, "placements: tp is 'S(0)', wanted Replicate(), Shard(dim) or Partial()"),
         ({"tp": Shard(-1)}, "placements: tp is S(-1), wanted a dim counted from 0"),
         ({"tp": Owned()}, "placements: tp is Owned(), wanted Replicate(), Shard(dim) or Partial()"),

@@ -22,7 +22,16 @@ from tscompile.errors import CompileError
 from tscompile.interpret import Batch, Interpreter, Sequences
 from tscompile.ir import Graph
 from tscompile.ops import REGISTRY
-from tscompile.passes import canonicalize, collectives, fit, localize, propagate, reshard, stages
+from tscompile.passes import (
+    canonicalize,
+    collectives,
+    context,
+    fit,
+    localize,
+    propagate,
+    reshard,
+    stages,
+)
 from tscompile.price import Prices
 from tscompile.printer import print_graph
 from tscompile.verify import verify
@@ -34,7 +43,7 @@ PRICES = [
     for tokens in (8, 2000)
     for sharded in (False, True)
 ]
-PASSES = (canonicalize, fit, stages, propagate, reshard, collectives, localize)
+PASSES = (canonicalize, context, fit, stages, propagate, reshard, collectives, localize)
 
 
 @cache
@@ -54,8 +63,16 @@ def weights_of(graph: Graph) -> dict[str, torch.Tensor]:
     return found
 
 
-def random_steps(rng: random.Random, owners: int, num_slots: int) -> list[Batch]:
-    sequences = Sequences(PAGE_SIZE, num_slots, owners)
+def with_pages(graph: Graph, page_size: int) -> Graph:
+    """The graph, with pages of that many tokens."""
+    for op in graph.ops:
+        if "page_size" in op.attrs:
+            op.attrs["page_size"] = page_size
+    return graph
+
+
+def random_steps(rng: random.Random, owners: int, page_size: int, num_slots: int) -> list[Batch]:
+    sequences = Sequences(page_size, num_slots, owners)
     steps = []
     for _ in range(2):
         names = rng.sample("abcde", rng.randint(1, 5))
@@ -81,16 +98,16 @@ def check(seed: int, seen: Counter[str]) -> None:
     rng = random.Random(seed)
     model = RandomModel(rng)
     graph, mesh = model.graph, model.graph.mesh
-    owners = dict(mesh.axes).get("dp", 1)
-    num_slots = PAGE_SIZE * owners * 32
-    batches, tensors = random_steps(rng, owners, num_slots), weights_of(graph)
-    one = Interpreter(graph, tensors.__getitem__, num_slots)
+    owners, page_size = mesh.num_owners, PAGE_SIZE * mesh.num_parts
+    num_slots = page_size * owners * 32
+    batches, tensors = random_steps(rng, owners, page_size, num_slots), weights_of(graph)
+    one = Interpreter(with_pages(graph, page_size), tensors.__getitem__, num_slots)
     expected = [one.run(batch)[0] for batch in batches]
     prices = rng.choice([p for p in PRICES if p.topology.tokens_sharded or owners == 1])
     sharded = prices.topology.tokens_sharded
     of_small_steps = rng.choice([p for p in PRICES if p.topology.tokens_sharded == sharded])
     try:
-        graphs = place(graph, prices, of_small_steps)
+        graphs = place(with_pages(graph, PAGE_SIZE), prices, of_small_steps)
     except CompileError as error:
         check_refusal(str(error), model)
         seen["refused"] += 1

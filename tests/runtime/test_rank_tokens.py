@@ -48,7 +48,7 @@ def ranks_of(plan: Path, num_ranks: int, **options: int) -> Iterator[Engine]:
     ]
     pids = (ctypes.c_int32 * num_ranks)(0, *(process.pid for process in others))
     try:
-        with Engine(plan, num_threads=1, rendezvous=name, rank_pids=pids, **options) as engine:
+        with Engine(plan, rendezvous=name, rank_pids=pids, **{"num_threads": 1, **options}) as engine:
             yield engine
         assert [process.wait(60) for process in others] == [0] * len(others)
     finally:

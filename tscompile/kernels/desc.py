@@ -131,8 +131,10 @@ class QkvWrite(KernelDesc):
     """qkv f32[T, (heads + 2 kv_heads) head_dim] -> q[T, heads, head_dim] of dtype, and k and v into the
     cache of dtype.
 
-    Roles: qkv, q_norm f32[head_dim], k_norm f32[head_dim], table f32[max_context, rotary] (each if there is
-    one), kv, q. rotary: 0 without a table. interleaved: RoPE pairs neighbours. Norms come before RoPE."""
+    rotary: 0 without a table. interleaved: RoPE pairs neighbours. Norms come before RoPE. parts: into how
+    many parts a page of the page table is cut, page_size tokens each; if more than one, the cache holds the
+    one whose number `part` is. Roles: qkv, q_norm f32[head_dim], k_norm f32[head_dim], table f32[max_context,
+    rotary] (each if there is one), kv, part f32[1] (if parts), q."""
 
     kind = "qkv_write"
     heads: int
@@ -144,6 +146,7 @@ class QkvWrite(KernelDesc):
     interleaved: bool
     dtype: str
     page_size: int
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,9 @@ class Attention(KernelDesc):
     """q[T, heads, head_dim] of dtype, the layer's cache of dtype -> out[T, heads, head_dim] of out_dtype.
     Causal.
 
-    window: 0, or how many keys a query sees, itself included. Roles: q, kv, out."""
+    window: 0, or how many keys a query sees, itself included. parts: as in QkvWrite; if more than one, out is
+    f32[T, heads, head_dim + 2], of this part alone: the sum of exp(score - m) v, that of exp(score - m), and
+    m, the largest score (-inf if no key is seen). Roles: q, kv, part (if parts), out."""
 
     kind = "attention"
     heads: int
@@ -162,6 +167,7 @@ class Attention(KernelDesc):
     scale: float
     window: int
     out_dtype: str
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -188,8 +194,8 @@ class LatentWrite(KernelDesc):
     """row[T, row] of row_dtype -> the cache of latents of dtype.
 
     rotary: 0, or how many last elements are rotated, while those before are normed with eps; then
-    interleaved says how RoPE pairs. Roles: kv, row, norm f32[row - rotary] and table f32[max_context, rotary]
-    (if rotary)."""
+    interleaved says how RoPE pairs. parts: as in QkvWrite. Roles: kv, row, norm f32[row - rotary] and table
+    f32[max_context, rotary] (if rotary), part (if parts)."""
 
     kind = "latent_write"
     row: int
@@ -199,12 +205,14 @@ class LatentWrite(KernelDesc):
     row_dtype: str
     dtype: str
     page_size: int
+    parts: int = 1
 
 
 @dataclass(frozen=True)
 class LatentAttention(KernelDesc):
     """q[T, heads, row] of dtype, the layer's cache of latents of dtype -> out[T, heads, rank] of out_dtype.
-    Causal. A key is a row of the cache, its value the first `rank` elements. Roles: q, kv, out."""
+    Causal. A key is a row of the cache, its value the first `rank` elements. parts: as in Attention, out
+    f32[T, heads, rank + 2]. Roles: q, kv, part (if parts), out."""
 
     kind = "latent_attention"
     heads: int
@@ -213,6 +221,19 @@ class LatentAttention(KernelDesc):
     dtype: str
     page_size: int
     scale: float
+    out_dtype: str
+    parts: int = 1
+
+
+@dataclass(frozen=True)
+class MergeParts(KernelDesc):
+    """x f32[T, parts, heads, head_dim + 2], as Attention gives it of each part -> out[T, heads, head_dim] of
+    out_dtype. Roles: x, out."""
+
+    kind = "merge_parts"
+    parts: int
+    heads: int
+    head_dim: int
     out_dtype: str
 
 
@@ -240,7 +261,8 @@ class Rope(KernelDesc):
 
 @dataclass(frozen=True)
 class KvWrite(KernelDesc):
-    """k[T, kv_heads, head_dim] of k_dtype, v of v_dtype -> the cache of dtype. Roles: kv, k, v."""
+    """k[T, kv_heads, head_dim] of k_dtype, v of v_dtype -> the cache of dtype. parts: as in QkvWrite. Roles:
+    kv, k, v, part (if parts)."""
 
     kind = "kv_write"
     kv_heads: int
@@ -249,6 +271,7 @@ class KvWrite(KernelDesc):
     v_dtype: str
     dtype: str
     page_size: int
+    parts: int = 1
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from tscompile.kernels.desc import KernelDesc
 from tscompile.kernels.roles import Roles, batch_array, is_constant, known, maybe, only, result, rows_of
 from tscompile.kernels.steps import coordinate_of
 from tscompile.ops.base import integer, number
+from tscompile.ops.parts import num_parts
 
 TILES = "tiles"
 ROWS = "rows"
@@ -146,7 +147,7 @@ def _qkv_write(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
     )
     if not fits:
         raise InternalError(f"{group.name}: q, k and v do not take the way that qkv_write computes")
-    page_size = integer(write.attrs, "page_size")
+    page_size, parts = integer(write.attrs, "page_size"), _parts(group, write, roles, 4)
     return desc.QkvWrite(
         roles.args(),
         heads,
@@ -158,7 +159,18 @@ def _qkv_write(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
         interleaved == {True},
         state.dtype,
         page_size,
+        parts,
     )
+
+
+def _parts(group: Group, op: Op, roles: Roles, index: int) -> int:
+    """Into how many parts the cache's context is cut. index: which input says the numbers of the rank's own
+    parts, if there is one."""
+    for numbers in op.inputs[index:]:
+        if numbers.shape != (1,):
+            raise InternalError(f"{group.name}: parts {numbers!r} {numbers.shape}, wanted one on each rank")
+        roles.add("part", numbers)
+    return num_parts(op.attrs)
 
 
 def _attention(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
@@ -166,10 +178,11 @@ def _attention(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
     q, state = op.inputs[0], op.inputs[1]
     roles.add("q", q)
     roles.add("kv", state)
+    parts = _parts(group, op, roles, 6)
     roles.give("out", out)
     return desc.Attention(
         roles.args(),
-        known(op.outputs[0].shape[1]),
+        known(q.shape[1]),
         known(state.shape[0]),
         known(state.shape[1]),
         state.dtype,
@@ -177,6 +190,7 @@ def _attention(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
         number(op.attrs, "scale"),
         integer(op.attrs, "window"),
         out.dtype,
+        parts,
     )
 
 
@@ -208,6 +222,7 @@ def _latent_write(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
         roles.add("norm", norm.inputs[1])
         roles.add("table", rope.inputs[1])
     roles.add("row", row)
+    parts = _parts(group, op, roles, 3)
     return desc.LatentWrite(
         roles.args(),
         known(state.shape[0]),
@@ -217,6 +232,7 @@ def _latent_write(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
         row.dtype,
         state.dtype,
         integer(op.attrs, "page_size"),
+        parts,
     )
 
 
@@ -242,6 +258,7 @@ def _tail(group: Group, rope: Op | None, head: Value) -> tuple[int, bool]:
 def _latent_attention(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
     op, roles, out = only(group, "latent_attention"), Roles(group), result(group)
     q, state = op.inputs[0], op.inputs[1]
+    parts = _parts(group, op, roles, 6)
     roles.add("q", q)
     roles.add("kv", state)
     roles.give("out", out)
@@ -254,7 +271,16 @@ def _latent_attention(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
         integer(op.attrs, "page_size"),
         number(op.attrs, "scale"),
         out.dtype,
+        parts,
     )
+
+
+def _merge_parts(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
+    op, roles, out = only(group, "merge_parts"), Roles(group), result(group)
+    roles.add("x", op.inputs[0])
+    roles.give("out", out)
+    _, parts, heads, width = op.inputs[0].shape
+    return desc.MergeParts(roles.args(), known(parts), known(heads), known(width) - 2, out.dtype)
 
 
 def _gather_rows(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
@@ -293,9 +319,16 @@ def _kv_write(group: Group, layouts: Mapping[str, str]) -> KernelDesc:
         sources.append(source)
     state = op.inputs[0]
     k, v = sources
-    page_size = integer(op.attrs, "page_size")
+    page_size, parts = integer(op.attrs, "page_size"), _parts(group, op, roles, 4)
     return desc.KvWrite(
-        roles.args(), known(state.shape[0]), known(state.shape[1]), k.dtype, v.dtype, state.dtype, page_size
+        roles.args(),
+        known(state.shape[0]),
+        known(state.shape[1]),
+        k.dtype,
+        v.dtype,
+        state.dtype,
+        page_size,
+        parts,
     )
 
 
@@ -330,6 +363,7 @@ _DESCRIBERS: dict[str, Callable[[Group, Mapping[str, str]], KernelDesc]] = {
     "head_linear": _head_linear,
     "latent_write": _latent_write,
     "latent_attention": _latent_attention,
+    "merge_parts": _merge_parts,
     "gather_rows": _gather_rows,
     "rope": _rope,
     "kv_write": _kv_write,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from tscompile.errors import InternalError
-from tscompile.ops import attention, collective, dense, elementwise, experts, latent, layout
+from tscompile.ops import attention, collective, dense, elementwise, experts, latent, layout, parts
 from tscompile.ops.base import REGISTRY, OpDef, Rule, ShapeError, Slot, Type
 
 __all__ = ["REGISTRY", "OpDef", "Rule", "ShapeError", "Slot", "Type", "lookup"]
 
-_ = (attention, collective, dense, elementwise, experts, latent, layout)  # importing them fills the registry
+# importing them fills the registry
+_ = (attention, collective, dense, elementwise, experts, latent, layout, parts)
 
 
 def lookup(kind: str) -> OpDef:

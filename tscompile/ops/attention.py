@@ -7,7 +7,7 @@ tensors indexed by slot. Kernels lay it out as ARCHITECTURE.md says, "The KV cac
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,15 @@ from tscompile.ops.base import (
     text_of,
 )
 from tscompile.ops.elementwise import TORCH_DTYPES
+from tscompile.ops.parts import PARTS, attend_part, attended, num_parts, of_part, own_slots
+
+# The batch arrays that say where a query's keys lie.
+ARRAYS = (
+    Slot("positions", "i32"),
+    Slot("query_start", "i32"),
+    Slot("context_len", "i32"),
+    Slot("page_table", "i32"),
+)
 
 
 @dataclass
@@ -62,7 +71,8 @@ def own_sequences(
     context: RankContext, num_tokens: int, arrays: Sequence[Tensor], page_size: int
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Of each sequence whose tokens the rank has (it has num_tokens): their rows, where the keys of its
-    context lie, and its tokens' positions, [Q, 1]. arrays: as ARRAYS has them."""
+    context lie, and its tokens' positions, [Q, 1]. arrays: as ARRAYS has them. page_size: tokens of a page of
+    the page table."""
     positions, query_start, context_len, page_table = arrays
     first, end = context.tokens or (0, num_tokens)
     for s, length in enumerate(context_len.tolist()):
@@ -129,11 +139,11 @@ register(
     )
 )
 
-# --- kv_write: state, k[T, Hkv, D], v[T, Hkv, D], slots[T] -> state ---
+# --- kv_write: state, k[T, Hkv, D], v[T, Hkv, D], slots[T] (, parts[C]) -> state ---
 
 
 def _kv_write(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
-    state, k, v, _ = inputs
+    state, k, v = inputs[:3]
     fits = k.shape == v.shape and k.shape[1:] == state.shape
     expect(
         fits,
@@ -148,23 +158,26 @@ def _kv_write(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
 
 
 def _kv_write_factors(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs) -> Rule:
-    return Rule("h ., t h ., t h ., t -> h .", owned="t")
+    numbers = ", c" * (len(inputs) > 4)
+    return Rule(f"h ., t h ., t h ., t{numbers} -> h .", owned="t", context="c" if numbers else "")
 
 
 def _kv_write_reference(context: RankContext, inputs: list[Any], attrs: Attrs) -> list[Any]:
-    state, k, v, slots = inputs
-    state.k[slots.long()] = k
-    state.v[slots.long()] = v
+    state, k, v, slots, *numbers = inputs
+    own = own_slots(slots, attrs, numbers)
+    state.k[slots[own].long()] = k[own]
+    state.v[slots[own].long()] = v[own]
     return [state]
 
 
 register(
     OpDef(
         "kv_write",
-        (Slot("state", "state"), Slot("k", "storage"), Slot("v", "storage"), Slot("slots", "i32")),
+        (Slot("state", "state"), Slot("k", "storage"), Slot("v", "storage"), Slot("slots", "i32"), PARTS),
         _kv_write,
         _kv_write_factors,
         {"page_size": int},
+        optional={"parts": int},
         reference=_kv_write_reference,
         flops=lambda *_: 0,
         bytes=lambda inputs, outputs, attrs, sizes: 2 * num_bytes(inputs[1:3], sizes),
@@ -172,9 +185,8 @@ register(
 )
 
 # --- attention: q[T, Hq, D], state, positions[T], query_start[S+1], context_len[S], page_table[S, P] ->
-# f32[T, Hq, D]. Causal; with
-# window w > 0 a query at position p sees keys p-w+1 .. p. q head h reads KV head h // (Hq / Hkv).
-# ------------------------------
+# f32[T, Hq, D]. Causal; with window w > 0 a query at position p sees keys p-w+1 .. p. q head h reads KV head
+# h // (Hq / Hkv). With parts[C]: f32[T, C, Hq, D + 2], of each part of the context what attend_part says. ---
 
 
 def _attention(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
@@ -190,26 +202,62 @@ def _attention(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
         f"equal, and the KV heads ({kv_heads}) must divide the heads ({heads})",
     )
     expect(q.dtype == state.dtype, f"attention of {q.dtype} q over a cache of {state.dtype}")
-    return [Type(q.shape, "f32")]
+    return [Type(attended(q.shape, inputs[6:]), "f32")]
+
+
+def attention_rule(inputs: Sequence[Value], state: str, sizes: dict[str, int]) -> Rule:
+    """Of q, a state of these dims, ARRAYS and maybe parts."""
+    numbers, parts = (", c", "c ") if len(inputs) > 6 else ("", "")
+    return Rule(
+        f"t h ., {state}, ., ., ., . .{numbers} -> t {parts}h .",
+        sizes,
+        repeats=frozenset({1} if sizes else ()),
+        owned="t",
+        context=parts.strip(),
+    )
 
 
 def _attention_factors(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs) -> Rule:
     kv_heads = inputs[1].shape[0]
     assert isinstance(kv_heads, int)
-    return Rule("t h ., h ., ., ., ., . . -> t h .", {"h": kv_heads}, repeats=frozenset({1}), owned="t")
+    return attention_rule(inputs, "h .", {"h": kv_heads})
 
 
 def _attention_reference(context: RankContext, inputs: list[Any], attrs: Attrs) -> list[Tensor]:
-    q, state, *arrays = inputs
-    page_size, window, scale = integer(attrs, "page_size"), integer(attrs, "window"), number(attrs, "scale")
-    out = torch.zeros(q.shape, dtype=torch.float32)
+    q, state = inputs[:2]
     repeat = q.shape[1] // state.k.shape[1]
-    for rows, slots, at in own_sequences(context, len(q), arrays, page_size):
+
+    def read(slots: Tensor) -> tuple[Tensor, Tensor]:
         k, v = (half[slots].float().repeat_interleave(repeat, dim=1) for half in (state.k, state.v))
+        return k, v
+
+    return [attend_all(context, inputs, attrs, q.shape[2], read)]
+
+
+def attend_all(
+    context: RankContext,
+    inputs: list[Any],
+    attrs: Attrs,
+    width: int,
+    read: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> Tensor:
+    """Attention of q, a state, ARRAYS and maybe parts. read: slots [K] -> k [K, H, D] and v [K, H, width]."""
+    q, _, *arrays = inputs
+    scale, window = number(attrs, "scale"), integer(attrs, "window") if "window" in attrs else 0
+    numbers = arrays[4].tolist() if len(arrays) > 4 else []
+    (rows, heads, _), parts = q.shape, len(numbers)
+    out = torch.zeros((rows, parts, heads, width + 2) if parts else (rows, heads, width))
+    page_size = integer(attrs, "page_size") * num_parts(attrs)
+    for mine, slots, at in own_sequences(context, rows, arrays[:4], page_size):
+        k, v = read(slots)
         keys = torch.arange(len(slots))
         seen = (keys <= at) & (keys > at - window) if window else keys <= at
-        out[rows] = attend(q[rows], k, v, seen, scale)
-    return [out]
+        if not parts:
+            out[mine] = attend(q[mine], k, v, seen, scale)
+        for i, part in enumerate(numbers):
+            own = of_part(keys, attrs, part)
+            out[mine, i] = attend_part(q[mine], k[own], v[own], seen[:, own], scale)
+    return out
 
 
 def _attention_flops(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs, sizes: Sizes) -> int:
@@ -236,14 +284,6 @@ def visible(attrs: Attrs, sizes: Sizes) -> int:
     )
 
 
-# The batch arrays that say where a query's keys lie.
-ARRAYS = (
-    Slot("positions", "i32"),
-    Slot("query_start", "i32"),
-    Slot("context_len", "i32"),
-    Slot("page_table", "i32"),
-)
-
 register(
     OpDef(
         "attention",
@@ -251,10 +291,12 @@ register(
             Slot("q", "storage"),
             Slot("state", "state"),
             *ARRAYS,
+            PARTS,
         ),
         _attention,
         _attention_factors,
         {"scale": float, "window": int, "page_size": int},
+        optional={"parts": int},
         reference=_attention_reference,
         flops=_attention_flops,
         bytes=_attention_bytes,

@@ -33,11 +33,12 @@ class Type(NamedTuple):
 class Slot(NamedTuple):
     """One input. dtype: "f32", "i32", "any", "storage" (what the plan stores: f32 or bf16, and `precision`
     rounds to it), or "state" (a KV cache of the plan's dtype). A variadic slot is last and takes one or
-    more."""
+    more; one that is optional is last and takes one or none."""
 
     name: str
     dtype: str
     variadic: bool = False
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,10 @@ class Rule:
     output Partial(sum). repeats: inputs whose dims may have each part repeated in place without the op giving
     anything else (KV heads, each read by a group of heads). looked_up: factors whose elements are read by
     index alone, so that more of them change nothing. owned: the factor of the tokens that a KV cache holds;
-    sharded by sequence, every rank's cache has its own sequences' tokens. counted: the factor of the tokens
-    that something counts by expert. Sharded, what lacks it is each rank's term of the sum: outputs, as
-    always, and inputs of i32 too.
+    sharded by sequence, every rank's cache has its own sequences' tokens. context: the factor of the parts
+    that it holds each sequence's context in; sharded, every rank's cache has its own parts. counted: the
+    factor of the tokens that something counts by expert. Sharded, what lacks it is each rank's term of the
+    sum: outputs, as always, and inputs of i32 too.
     """
 
     text: str
@@ -64,6 +66,7 @@ class Rule:
     repeats: frozenset[int] = frozenset()
     looked_up: frozenset[str] = frozenset()
     owned: str = ""
+    context: str = ""
     counted: str = ""
 
     @property
@@ -127,10 +130,10 @@ Expand = Callable[[Expansion, Op], Value]
 class OpDef:
     """One op.
 
-    attrs: name -> type; all must be there. infer: shape and dtype rule. factors: placement rule. reference:
-    one rank's torch arithmetic, f32 unless an output is cast. across: for collectives, the inputs of one
-    axis's ranks in order (and where their parts of what is given begin, if they are not equal) -> what each
-    is given; of a rank of another stage, None.
+    attrs: name -> type; all must be there. optional: those that may be missing. infer: shape and dtype rule.
+    factors: placement rule. reference: one rank's torch arithmetic, f32 unless an output is cast. across: for
+    collectives, the inputs of one axis's ranks in order (and where their parts of what is given begin, if
+    they are not equal) -> what each is given; of a rank of another stage, None.
     elementwise: each output element depends on the same element of each input (equal shapes, or a suffix that
     is broadcast). coordinate: the attr that names the mesh axis on which the op depends on its rank's
     coordinate, or "" where it does not. flops and bytes: for sizes of the symbolic dims. localize: attrs of
@@ -143,6 +146,7 @@ class OpDef:
     infer: Infer
     factors: Factors
     attrs: Mapping[str, type] = field(default_factory=dict)
+    optional: Mapping[str, type] = field(default_factory=dict)
     reference: Reference | None = None
     across: Across | None = None
     expand: Expand | None = None

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from tscompile.ir import Op, Value, Weight
-from tscompile.ops.attention import ARRAYS, attend, own_sequences, row_bytes, visible
+from tscompile.ops.attention import (
+    ARRAYS,
+    attend,
+    attend_all,
+    attention_rule,
+    own_sequences,
+    row_bytes,
+    visible,
+)
 from tscompile.ops.base import (
     Attrs,
     Expansion,
@@ -34,6 +42,7 @@ from tscompile.ops.base import (
     size_of,
     text_of,
 )
+from tscompile.ops.parts import PARTS, attended, own_slots
 from tscompile.recipe import Slice, View
 
 # --- head_linear: x[T, H, K], weight[H, N, K] -> x . weight^T, f32[T, H, N]: each head by its own matrix ---
@@ -73,11 +82,11 @@ register(
     )
 )
 
-# --- latent_write: state, row[T, rank + rope], slots[T] -> state ---
+# --- latent_write: state, row[T, rank + rope], slots[T] (, parts[C]) -> state ---
 
 
 def _latent_write(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
-    state, row, _ = inputs
+    state, row = inputs[:2]
     expect(
         row.shape[1:] == state.shape,
         f"latent_write of rows {text_of(row.shape)} into a cache of {text_of(state.shape)} a token",
@@ -87,22 +96,25 @@ def _latent_write(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
 
 
 def _latent_write_factors(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs) -> Rule:
-    return Rule("., t ., t -> .", owned="t")
+    numbers = ", c" * (len(inputs) > 3)
+    return Rule(f"., t ., t{numbers} -> .", owned="t", context="c" if numbers else "")
 
 
 def _latent_write_reference(context: RankContext, inputs: list[Any], attrs: Attrs) -> list[Any]:
-    state, row, slots = inputs
-    state.k[slots.long()] = row
+    state, row, slots, *numbers = inputs
+    own = own_slots(slots, attrs, numbers)
+    state.k[slots[own].long()] = row[own]
     return [state]
 
 
 register(
     OpDef(
         "latent_write",
-        (Slot("state", "state"), Slot("row", "storage"), Slot("slots", "i32")),
+        (Slot("state", "state"), Slot("row", "storage"), Slot("slots", "i32"), PARTS),
         _latent_write,
         _latent_write_factors,
         {"page_size": int},
+        optional={"parts": int},
         reference=_latent_write_reference,
         flops=lambda *_: 0,
         bytes=lambda inputs, outputs, attrs, sizes: 2 * num_bytes(inputs[1:2], sizes),
@@ -110,7 +122,8 @@ register(
 )
 
 # --- latent_attention: q[T, H, rank + rope], state, positions, query_start, context_len, page_table ->
-# f32[T, H, rank]. Causal. A key is a whole row of the cache, its value the first `rank` elements. ---
+# f32[T, H, rank]. Causal. A key is a whole row of the cache, its value the first `rank` elements. With
+# parts[C]: f32[T, C, H, rank + 2], as attention. ---
 
 
 def _latent_attention(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
@@ -123,30 +136,30 @@ def _latent_attention(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
         "values: wanted q [T, heads, row]",
     )
     expect(q.dtype == state.dtype, f"latent_attention of {q.dtype} q over a cache of {state.dtype}")
-    return [Type((*q.shape[:2], rank), "f32")]
+    return [Type(attended((*q.shape[:2], rank), inputs[6:]), "f32")]
 
 
 def _latent_attention_factors(inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs) -> Rule:
-    return Rule("t h ., ., ., ., ., . . -> t h .", owned="t")
+    return attention_rule(inputs, ".", {})
 
 
 def _latent_attention_reference(context: RankContext, inputs: list[Any], attrs: Attrs) -> list[Tensor]:
-    q, state, *arrays = inputs
-    rank, page_size, scale = integer(attrs, "rank"), integer(attrs, "page_size"), number(attrs, "scale")
-    out = torch.zeros((*q.shape[:2], rank), dtype=torch.float32)
-    heads = [-1, q.shape[1], -1]
-    for rows, slots, at in own_sequences(context, len(q), arrays, page_size):
+    q, state = inputs[:2]
+    rank, heads = integer(attrs, "rank"), [-1, q.shape[1], -1]
+
+    def read(slots: Tensor) -> tuple[Tensor, Tensor]:
         keys = state.k[slots].float()[:, None]
-        values = keys[..., :rank].expand(heads)
-        out[rows] = attend(q[rows], keys.expand(heads), values, torch.arange(len(slots)) <= at, scale)
-    return [out]
+        return keys.expand(heads), keys[..., :rank].expand(heads)
+
+    return [attend_all(context, inputs, attrs, rank, read)]
 
 
 def _latent_attention_flops(
     inputs: Sequence[Value], outputs: Sequence[Value], attrs: Attrs, sizes: Sizes
 ) -> int:
     """Against a context of sizes["context"] tokens."""
-    return 2 * (elements(inputs[0].shape, sizes) + elements(outputs[0].shape, sizes)) * visible(attrs, sizes)
+    values = elements((*inputs[0].shape[:2], integer(attrs, "rank")), sizes)
+    return 2 * (elements(inputs[0].shape, sizes) + values) * visible(attrs, sizes)
 
 
 def _latent_attention_bytes(
@@ -160,10 +173,11 @@ def _latent_attention_bytes(
 register(
     OpDef(
         "latent_attention",
-        (Slot("q", "storage"), Slot("state", "state"), *ARRAYS),
+        (Slot("q", "storage"), Slot("state", "state"), *ARRAYS, PARTS),
         _latent_attention,
         _latent_attention_factors,
         {"scale": float, "rank": int, "page_size": int},
+        optional={"parts": int},
         reference=_latent_attention_reference,
         flops=_latent_attention_flops,
         bytes=_latent_attention_bytes,

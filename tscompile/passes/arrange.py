@@ -67,7 +67,7 @@ def run(build: Build) -> None:
             "buffers": [{"name": x.value.name, "offset": x.offset, "bytes": x.num_bytes} for x in lives],
             "kv": {
                 "num_layers": len(build.graph.states),
-                "page_bytes": page_bytes(build.graph, limits["page_size"]),
+                "page_bytes": page_bytes(build.graph, build.options.page_size),
             },
             "buckets": buckets,
         }
@@ -86,7 +86,7 @@ def limits_of(options: Options, max_context: int, vocab_size: int) -> dict[str, 
         "max_tokens": options.max_tokens,
         "max_seqs": options.max_seqs,
         "max_context": max_context,
-        "page_size": options.page_size,
+        "page_size": options.page_size * options.mesh.num_parts,
         "vocab_size": vocab_size,
     }
 

@@ -91,6 +91,7 @@ CUTS = (
     Cut("embed", "embedding"),
     Cut("rope", "rope", after=("cast",)),
     Cut("kv_write", "kv_write", before={1: ("cast",), 2: ("cast",)}),
+    Cut("merge_parts", "merge_parts", after=("cast",)),
     Cut("gather_rows", "gather_rows"),
     Cut("route", "route"),
     Cut("sort_routes", "sort_routes"),

@@ -151,7 +151,8 @@ def _replicated_weights(
         f"{value.name} {list(value.shape)}"
         for op, strategy in zip(graph.ops, found, strict=True)
         for value in op.inputs
-        if isinstance(value, Weight) and not strategy.factor and prices.is_product(op)
+        if isinstance(value, Weight) and len(value.shape) > 1
+        if not strategy.factor and prices.is_product(op)
     ]
     return (
         [f"{axis}={ranks}: every rank holds {', '.join(whole[:3])} whole ({len(whole)} weights)"]
