@@ -47,6 +47,10 @@ Draft Drafts::propose(std::span<const int32_t> tokens, int32_t most) {
     place = before_[end];
   }
   if (best_length < least_) return draft;
+  if (rest_ > 0) {
+    --rest_;
+    return draft;
+  }
   draft.size = std::min({most, length_, Draft::kMost});
   for (int32_t i = 0; i < draft.size; ++i) {  // what follows may run into the draft itself: the text repeats
     const size_t from = best + static_cast<size_t>(i);
@@ -56,12 +60,17 @@ Draft Drafts::propose(std::span<const int32_t> tokens, int32_t most) {
 }
 
 void Drafts::learn(int32_t num_drafted, int32_t num_accepted) {
+  if (num_accepted > 0) next_rest_ = 1;
   if (num_accepted == num_drafted) {
     length_ = std::min(2 * length_, Draft::kMost);
     least_ = kLeast;
   } else if (2 * num_accepted < num_drafted) {
     length_ = std::max(length_ / 2, 1);
-    if (num_accepted == 0) least_ = std::min(least_ + 1, kEnough / 2);
+    if (num_accepted == 0) {
+      least_ = std::min(least_ + 1, kEnough / 2);
+      rest_ = next_rest_;
+      next_rest_ = std::min(2 * next_rest_, kMostRest);
+    }
   }
 }
 

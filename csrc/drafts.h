@@ -24,7 +24,9 @@ class Drafts {
   explicit Drafts(size_t num_tokens_max);
 
   /// What followed the longest of the earlier places that end like `tokens`, at most `most`; empty if there is none, or if
-  /// guesses have not been worth it. `tokens`: the sequence's; they only ever grow. O(tokens that are new), amortised.
+  /// guesses have not been worth it: each that fails whole doubles the steps until the next, so that of n steps over text that does
+  /// not repeat log2(n) + n / kMostRest guess at most. `tokens`: the sequence's; they only ever grow. O(tokens that are new),
+  /// amortised.
   Draft propose(std::span<const int32_t> tokens, int32_t most);
 
   /// How many of the last draft's tokens came true.
@@ -34,6 +36,7 @@ class Drafts {
   static constexpr size_t kLeast = 3;    // tokens that must be alike
   static constexpr size_t kEnough = 32;  // beyond which a longer match says no more
   static constexpr int kMostPlaces = 8;  // looked at, the latest first
+  static constexpr int kMostRest = 64;   // steps without a guess
 
   size_t bucket(std::span<const int32_t> tokens, size_t end) const;
   void index(std::span<const int32_t> tokens);
@@ -43,6 +46,8 @@ class Drafts {
   size_t num_indexed_ = 0;       // positions
   int32_t length_ = 4;           // of the next draft, at most
   size_t least_ = kLeast;        // tokens that must be alike for it: more, where guesses fail
+  int rest_ = 0;                 // steps until the next draft
+  int next_rest_ = 1;            // after one that fails
 };
 
 }  // namespace ts

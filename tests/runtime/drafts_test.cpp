@@ -56,5 +56,25 @@ TEST(Drafts, GrowWhileTheyComeTrueAndStopWhereTheyDoNot) {
   EXPECT_EQ(length(), 0) << "ten tokens alike are not enough any more";
 }
 
+TEST(Drafts, RestLongerEachTimeTheyFail) {
+  constexpr int kSteps = 300;
+  Drafts drafts(8192);
+  Tokens text;
+  int num_drafts = 0;
+  for (int32_t i = 0; i < kSteps; ++i) {  // what follows the same twenty tokens is new each time
+    for (int32_t token = 1; token <= 20; ++token) text.push_back(token);
+    const Draft draft = drafts.propose(text, 1);
+    if (draft.size > 0) drafts.learn(draft.size, 0), ++num_drafts;
+    text.push_back(1000 + i);
+  }
+  EXPECT_GE(num_drafts, 7);
+  EXPECT_LE(num_drafts, 8 + kSteps / 64);
+  drafts.learn(1, 1);
+  drafts.learn(1, 0);
+  for (int32_t token = 1; token <= 20; ++token) text.push_back(token);
+  EXPECT_EQ(drafts.propose(text, 1).size, 0);
+  EXPECT_EQ(drafts.propose(text, 1).size, 1) << "one that came true makes the next rest short again";
+}
+
 }  // namespace
 }  // namespace ts
