@@ -10,6 +10,7 @@ from checkpoints import MOE, SPECS, Spec
 from plans import prices as prices_with
 from test_interpret import NUM_SLOTS, PAGE_SIZE, captured, saved
 
+from tscompile import check
 from tscompile.build import Build
 from tscompile.errors import CompileError
 from tscompile.interpret import Interpreter, Sequences
@@ -126,3 +127,11 @@ def test_what_is_repeated_and_padded_is_said(tmp_path: Path) -> None:
 def test_what_stays_whole_is_said(tmp_path: Path) -> None:
     saved(CASES["llama, sizes that do not divide, tp=4"][0], tmp_path)
     assert any("every rank holds" in note for note in captured(tmp_path, tp=4).notes)
+
+
+def test_verify_of_a_context_in_parts(tmp_path: Path) -> None:
+    """The model on one rank has pages as large as all ranks' together."""
+    saved(SPECS["qwen3-tied"], tmp_path)
+    report, difference = check.verify_build(captured(tmp_path, tp=2, cp=2))
+    assert (report["ranks"], report["verified"]) == (4, True)
+    assert difference < 1e-5
