@@ -69,6 +69,12 @@ typedef struct ts_engine_options {
   int32_t
       max_draft; /* tokens of a sequence that a step may guess from its own text and verify, where there is room for more
                     rows of logits; outputs are the same, sooner; 0: none, 16 at most */
+  int32_t
+      patience_ms; /* how long a tenant's requests of the first class may be passed over by others before the oldest goes
+                      first, those of the next twice that, and so on; 0: 10,000 */
+  int32_t
+      target_tpot_us; /* time per output token: a step in which anyone decodes takes on no more of other prompts than is
+                         predicted to fit into it (but 16 tokens in any case); 0: as much as token_budget allows */
   const char *target; /* NULL: the best of the plan's targets that this host can run; else that one or an error */
 
   /* For a plan of several ranks; all else but num_threads and target counts on rank 0 alone. num_threads 0 is then the rank's
@@ -136,11 +142,18 @@ typedef struct ts_request {
       lease_ms; /* for so long after its last token its full pages are kept for the next turn of its session, at most 3,600,000;
                    0: as long as there is room. Leases hold at most half of the pages, and end early, the next to end first,
                    where a request could not run otherwise */
-  uint64_t session; /* whose next request takes over the lease; 0: none, and then no lease */
+  uint64_t session;   /* whose next request takes over the lease; 0: none, and then no lease */
+  uint64_t tenant;    /* tenants that wait get equal shares of the engine; 0: of all that have none */
+  int32_t priority;   /* its class, -8 to 7: of two the lower one is admitted first. 0 is the usual one */
+  int32_t timeout_ms; /* what has not ended so long after ts_engine_submit ends with TS_FINISH_TIMEOUT; 0: none */
 } ts_request;
 
 /* Copies what it needs. On any answer but TS_OK no event will follow. */
 ts_status ts_engine_submit(ts_engine *engine, const ts_request *request, ts_error *error);
+
+/* For one who was just answered TS_BUSY: how many milliseconds until there should be a place in the queue, at the pace at which
+ * requests were admitted lately, and behind all those who asked before. */
+int32_t ts_engine_retry_after_ms(ts_engine *engine);
 
 /* The request's pages are free within one step, and its last event is a TS_FINISH_CANCELLED. Unknown ids are ignored. */
 void ts_engine_cancel(ts_engine *engine, uint64_t id);
@@ -154,7 +167,8 @@ typedef enum ts_finish {
   TS_FINISH_STOP = 1,   /* an end or stop token was sampled (it is reported as a token event before) */
   TS_FINISH_LENGTH = 2, /* max_tokens */
   TS_FINISH_CANCELLED = 3,
-  TS_FINISH_ERROR = 4 /* `message` says what */
+  TS_FINISH_ERROR = 4,  /* `message` says what */
+  TS_FINISH_TIMEOUT = 5 /* its timeout is over; `message` says how far it came */
 } ts_finish;
 
 /* Why the prefix cache held no more of a prompt, when it was admitted. */
@@ -176,7 +190,7 @@ typedef struct ts_event {
   const float *top_logprobs; /* [num_top] */
   int32_t num_cached;  /* prompt tokens that came from the prefix cache; with TS_EVENT_FINISHED and the first token */
   int32_t miss;        /* ts_miss; with the same events */
-  const char *message; /* with TS_FINISH_ERROR; valid until the next poll */
+  const char *message; /* with TS_FINISH_ERROR and TS_FINISH_TIMEOUT; valid until the next poll */
   int32_t
       miss_at; /* the prompt's token from which on it was missed: that of a page, or, if the request has a salt and the
                   cache holds another continuation, the first token that differs. (Without a salt that would let anyone

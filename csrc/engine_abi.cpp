@@ -5,6 +5,7 @@
 #include "abi.h"
 #include "engine_core.h"
 #include "executor.h"
+#include "json.h"
 #include "no_signals.h"
 #include "text.h"
 
@@ -44,6 +45,8 @@ void check_options(const ts_engine_options &o) {
   not_negative("token_budget", o.token_budget);
   not_negative("max_seqs", o.max_seqs);
   not_negative("max_queue", o.max_queue);
+  not_negative("patience_ms", o.patience_ms);
+  not_negative("target_tpot_us", o.target_tpot_us);
   not_negative("rank", o.rank);
   not_negative("rank_timeout_ms", o.rank_timeout_ms);
   not_negative("ranks_here", o.ranks_here);
@@ -79,6 +82,17 @@ ExecutorOptions executor_options(const ts_engine_options &o, int32_t num_ranks) 
   return options;
 }
 
+StepCost step_cost_of(const Plan &plan, const std::string &target) {
+  const std::string name = "tsp/costs";
+  const Entry *entry = plan.find(name);
+  if (entry == nullptr) {
+    fail(TS_BAD_PLAN, "the plan lacks ", in_quotes(name),
+         ", which target_tpot_us needs: rebuild it with this tscompile");
+  }
+  const nlohmann::json json = parse_canonical_json(entry->bytes, name);
+  return parse_step_cost(JsonNode(json, name)[target]);
+}
+
 EngineOptions engine_options(const ts_engine_options &o, const Executor &executor, const Plan &plan) {
   const Limits &limits = executor.limits();
   const int32_t num_owners = plan.mesh().num_owners();
@@ -99,6 +113,11 @@ EngineOptions engine_options(const ts_engine_options &o, const Executor &executo
   options.scheduler.num_owners = num_owners;
   options.scheduler.prefix_cache = o.prefix_cache == 1;
   options.scheduler.max_draft = o.max_draft;
+  if (o.target_tpot_us > 0) {
+    options.scheduler.cost = step_cost_of(plan, executor.target());
+    options.scheduler.target_step_ns = int64_t{o.target_tpot_us} * 1000;
+  }
+  if (o.patience_ms > 0) options.scheduler.patience_ms = o.patience_ms;
   options.scheduler.batch_memory = executor.batch_memory();
   options.vocab_size = limits.vocab_size;
   options.max_queue = o.max_queue == 0 ? kMaxQueue : o.max_queue;
@@ -165,6 +184,8 @@ ts_status ts_engine_submit(ts_engine *engine, const ts_request *request, ts_erro
     engine->core->submit(*request);
   });
 }
+
+int32_t ts_engine_retry_after_ms(ts_engine *engine) { return engine == nullptr ? 0 : engine->core->retry_after_ms(); }
 
 void ts_engine_cancel(ts_engine *engine, uint64_t id) {
   if (engine != nullptr) engine->core->cancel(id);

@@ -1,5 +1,6 @@
 #include "engine_core.h"
 
+#include <algorithm>
 #include <chrono>
 #include <exception>
 #include <string>
@@ -17,6 +18,8 @@ uint64_t now_ns() {
   return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(now).count());
 }
 
+int64_t now_ms() { return static_cast<int64_t>(now_ns() / 1'000'000); }
+
 RequestLimits limits_of(const EngineOptions &options) {
   const SchedulerOptions &s = options.scheduler;
   return {options.vocab_size, s.max_context,         s.page_size, s.num_pages,
@@ -29,6 +32,7 @@ SchedulerCounters sum_of(const SchedulerCounters &a, const SchedulerCounters &b)
           a.num_output_tokens + b.num_output_tokens,
           a.num_preemptions + b.num_preemptions,
           a.num_finished + b.num_finished,
+          a.num_admitted + b.num_admitted,
           a.num_drafted_tokens + b.num_drafted_tokens,
           a.num_accepted_tokens + b.num_accepted_tokens};
 }
@@ -104,7 +108,7 @@ void EngineCore::submit(const ts_request &request) {
     if (live_.contains(request.id)) {
       fail(TS_BAD_REQUEST, "id ", request.id, " belongs to a request that has not finished: take another");
     }
-    inbox_.emplace_back(std::move(sequence));
+    inbox_.emplace_back(Submitted{std::move(sequence), now_ms()});
     try {
       live_.emplace(request.id, Live{});
     } catch (...) {
@@ -114,6 +118,17 @@ void EngineCore::submit(const ts_request &request) {
     ++num_inbox_;
   }
   work_.notify_one();
+}
+
+int32_t EngineCore::retry_after_ms() {
+  const int64_t now = now_ms();
+  const std::lock_guard lock(mutex_);
+  const auto known = static_cast<int64_t>(std::min<uint64_t>(num_left_queue_, kPace));
+  if (known == 0) return 1000;  // nobody was admitted yet
+  const int64_t since = left_queue_ms_[(num_left_queue_ - static_cast<uint64_t>(known)) % kPace];
+  const int64_t pace = std::max<int64_t>(1, (now - since) / known);
+  next_place_ms_ = std::min(std::max(now, next_place_ms_) + pace, now + pace * options_.max_queue);
+  return static_cast<int32_t>(std::min<int64_t>(next_place_ms_ - now, INT32_MAX));
 }
 
 void EngineCore::cancel(uint64_t id) {
@@ -200,14 +215,15 @@ bool EngineCore::drain() {
     drained_.swap(inbox_);
     published_.num_waiting += std::exchange(num_inbox_, 0);
     for (const Message &message : drained_) {
-      if (const auto *sequence = std::get_if<std::unique_ptr<Sequence>>(&message))
-        live_.at((*sequence)->id).drained = true;
+      if (const auto *submitted = std::get_if<Submitted>(&message)) live_.at(submitted->sequence->id).drained = true;
     }
     open = !closing_;
   }
+  const int64_t now = now_ms();
+  scheduler_->set_time(now);
   for (Message &message : drained_) {
-    if (auto *sequence = std::get_if<std::unique_ptr<Sequence>>(&message)) {
-      scheduler_->submit(std::move(*sequence));
+    if (auto *submitted = std::get_if<Submitted>(&message)) {
+      scheduler_->submit(std::move(submitted->sequence), now - submitted->at_ms);
     } else {
       scheduler_->cancel(std::get<Cancelled>(message).id);
     }
@@ -218,18 +234,18 @@ bool EngineCore::drain() {
 
 void EngineCore::step() {
   const uint64_t begin = now_ns();
-  scheduler_->set_time(static_cast<int64_t>(begin / 1'000'000));
+  scheduler_->set_time(now_ms());
   std::optional<Batch> batch = scheduler_->schedule();
   if (batch) {
     schedule_ns_ += now_ns() - begin;
     ++num_steps_;
     publish(batch->arrays().num_seqs);  // cancelled requests and room in the queue need not wait for the step
-    run(std::move(*batch));
+    run(std::move(*batch), begin);
     step_ns_ += now_ns() - begin;
   }
 }
 
-void EngineCore::run(Batch &&batch) {
+void EngineCore::run(Batch &&batch, uint64_t began_ns) {
   try {
     const Logits logits = run_(batch.arrays());
     sample(batch, logits);
@@ -241,7 +257,7 @@ void EngineCore::run(Batch &&batch) {
     return;
   }
   const uint64_t begin = now_ns();
-  scheduler_->commit(std::move(batch), outcomes_);
+  scheduler_->commit(std::move(batch), outcomes_, static_cast<int64_t>(begin - began_ns));
   schedule_ns_ += now_ns() - begin;
 }
 
@@ -308,6 +324,7 @@ void EngineCore::publish(int32_t num_running) {
   const SchedulerCounters sums = sum_of(counters_before_, scheduler_->counters());
   {
     const std::lock_guard lock(mutex_);
+    for (; num_left_queue_ < sums.num_admitted; ++num_left_queue_) left_queue_ms_[num_left_queue_ % kPace] = now_ms();
     ts_stats &s = published_;
     for (const Finished &f : finished_) s.num_finished += live_.erase(f.id());
     s.num_waiting = scheduler_->num_waiting();

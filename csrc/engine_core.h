@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
@@ -63,6 +64,10 @@ class EngineCore {
 
   void submit(const ts_request &request);  ///< throws Error: TS_BAD_REQUEST, TS_BUSY, TS_CLOSED
   void cancel(uint64_t id);
+
+  /// How long until there is a place in the queue for one who was just told TS_BUSY, at the pace of the last kPace admissions, and
+  /// behind those who were told before.
+  int32_t retry_after_ms();
   int32_t poll(ts_event *events, int32_t capacity, int32_t timeout_ms) {
     return events_.poll(events, capacity, timeout_ms);
   }
@@ -79,7 +84,11 @@ class EngineCore {
   struct Cancelled {
     uint64_t id;
   };
-  using Message = std::variant<std::unique_ptr<Sequence>, Cancelled>;
+  struct Submitted {
+    std::unique_ptr<Sequence> sequence;
+    int64_t at_ms;
+  };
+  using Message = std::variant<Submitted, Cancelled>;
 
   struct Live {
     bool drained = false;  // out of the inbox: the step thread knows it
@@ -95,7 +104,7 @@ class EngineCore {
   void loop();
   bool drain();
   void step();
-  void run(Batch &&batch);
+  void run(Batch &&batch, uint64_t began_ns);
   void sample(const Batch &batch, const Logits &logits);
   void publish(int32_t num_running);
   void start_over(const std::exception_ptr &thrown);
@@ -111,6 +120,10 @@ class EngineCore {
   std::vector<Message> inbox_;
   std::unordered_map<uint64_t, Live> live_;
   int32_t num_inbox_ = 0;  // requests in the inbox; the published stats count those beyond it
+  static constexpr size_t kPace = 16;
+  std::array<int64_t, kPace> left_queue_ms_{};  // when requests were admitted, the latest num_left_queue_
+  uint64_t num_left_queue_ = 0;
+  int64_t next_place_ms_ = 0;  // promised to the last who was told to come back
   bool closing_ = false;
   std::string failure_;
   ts_stats published_{};

@@ -19,6 +19,11 @@ Prefilling Transition::admit(std::unique_ptr<Sequence> sequence, Admit &&e) {
   return {std::move(sequence), std::move(context), num_computed};
 }
 
+Prefilling Transition::apply(Queued &&s, Admit &&e) {
+  s.sequence_->turn = e.turn;
+  return admit(std::move(s.sequence_), std::move(e));
+}
+
 Prefilling Transition::apply(Prefilling &&s, Chunk &&e) {
   TS_ASSERT(e.num_tokens >= 1 && e.num_tokens < s.num_remaining(), "the last chunk of a prefill ends with a token");
   const int32_t num_computed = s.num_computed_ + e.num_tokens;

@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "states.h"
@@ -19,7 +20,8 @@ struct Admit {  ///< It may run: with the pages of its prefix that the cache of 
   std::vector<SharedPage> prefix;
   std::span<int32_t> row;
   int32_t owner = 0;
-  Miss miss;  ///< why no more was found
+  Miss miss;          ///< why no more was found
+  uint64_t turn = 0;  ///< of one that is admitted for the first time
 };
 struct Chunk {  ///< `num_tokens` more of its tokens are in the KV cache, not yet all.
   PrefixCache &cache;
@@ -41,7 +43,10 @@ struct Pause {  ///< Its last token ended it, and its session may go on until th
 };
 struct Expire {};  ///< The session has gone on, or has not in time, or others need its pages more.
 struct Cancel {};  ///< Its caller wants no more of it.
-struct Fail {      ///< It cannot go on; nothing that it read or wrote is to be found again.
+struct TimeOut {   ///< Its time is over.
+  std::string message;
+};
+struct Fail {  ///< It cannot go on; nothing that it read or wrote is to be found again.
   PrefixCache &cache;
   std::string message;
 };
@@ -56,13 +61,15 @@ struct Paused {
 /// none does not compile. The table below says the same, and is checked.
 class Transition {
  public:
-  static Prefilling apply(Queued &&s, Admit &&e) { return admit(std::move(s.sequence_), std::move(e)); }
+  static Prefilling apply(Queued &&s, Admit &&e);
   static Finished apply(Queued &&s, Cancel &&) { return finish(std::move(s), TS_FINISH_CANCELLED); }
+  static Finished apply(Queued &&s, TimeOut &&e) { return time_out(std::move(s), std::move(e)); }
 
   static Prefilling apply(Prefilling &&s, Chunk &&e);
   static Decoding apply(Prefilling &&s, Token &&e);
   static Preempted apply(Prefilling &&s, Preempt &&) { return preempt(std::move(s)); }
   static Finished apply(Prefilling &&s, Cancel &&) { return finish(std::move(s), TS_FINISH_CANCELLED); }
+  static Finished apply(Prefilling &&s, TimeOut &&e) { return time_out(std::move(s), std::move(e)); }
   static Finished apply(Prefilling &&s, Fail &&e) { return fail(std::move(s), std::move(e)); }
 
   static Decoding apply(Decoding &&s, Token &&e);
@@ -70,10 +77,12 @@ class Transition {
   static Finished apply(Decoding &&s, Stop &&e) { return finish(std::move(s), e.finish); }
   static Paused apply(Decoding &&s, Pause &&e);
   static Finished apply(Decoding &&s, Cancel &&) { return finish(std::move(s), TS_FINISH_CANCELLED); }
+  static Finished apply(Decoding &&s, TimeOut &&e) { return time_out(std::move(s), std::move(e)); }
   static Finished apply(Decoding &&s, Fail &&e) { return fail(std::move(s), std::move(e)); }
 
   static Prefilling apply(Preempted &&s, Admit &&e) { return admit(std::move(s.sequence_), std::move(e)); }
   static Finished apply(Preempted &&s, Cancel &&) { return finish(std::move(s), TS_FINISH_CANCELLED); }
+  static Finished apply(Preempted &&s, TimeOut &&e) { return time_out(std::move(s), std::move(e)); }
 
   static void apply(Leased &&s, Expire &&) { const Leased ended = std::move(s); }
 
@@ -94,6 +103,11 @@ class Transition {
   }
 
   template <class State>
+  static Finished time_out(State &&state, TimeOut &&e) {
+    return finish(std::forward<State>(state), TS_FINISH_TIMEOUT, std::move(e.message));
+  }
+
+  template <class State>
   static Finished finish(State &&state, ts_finish finish, std::string message = {}) {
     const State ended = std::forward<State>(state);  // its pages are given back here
     return Finished(ended.sequence(), finish, std::move(message));
@@ -104,21 +118,29 @@ template <class State, class Event>
 concept Accepts = requires(State state, Event event) { Transition::apply(std::move(state), std::move(event)); };
 
 template <class State>
-inline constexpr std::array<bool, 9> kAccepts = {
-    Accepts<State, Admit>,   Accepts<State, Chunk>,  Accepts<State, Token>,
-    Accepts<State, Preempt>, Accepts<State, Stop>,   Accepts<State, Pause>,
-    Accepts<State, Expire>,  Accepts<State, Cancel>, Accepts<State, Fail>,
+inline constexpr std::array<bool, 10> kAccepts = {
+    Accepts<State, Admit>,   Accepts<State, Chunk>, Accepts<State, Token>,  Accepts<State, Preempt>,
+    Accepts<State, Stop>,    Accepts<State, Pause>, Accepts<State, Expire>, Accepts<State, Cancel>,
+    Accepts<State, TimeOut>, Accepts<State, Fail>,
 };
 
 // clang-format off
-//                                                          Admit  Chunk  Token  Preempt  Stop   Pause  Expire  Cancel  Fail
-static_assert(kAccepts<Queued>     == std::array<bool, 9>{  true,  false, false, false,  false, false, false,  true,  false});
-static_assert(kAccepts<Prefilling> == std::array<bool, 9>{  false, true,  true,  true,   false, false, false,  true,  true });
-static_assert(kAccepts<Decoding>   == std::array<bool, 9>{  false, false, true,  true,   true,  true,  false,  true,  true });
-static_assert(kAccepts<Preempted>  == std::array<bool, 9>{  true,  false, false, false,  false, false, false,  true,  false});
-static_assert(kAccepts<Leased>     == std::array<bool, 9>{  false, false, false, false,  false, false, true,   false, false});
-static_assert(kAccepts<Finished>   == std::array<bool, 9>{  false, false, false, false,  false, false, false,  false, false});
+//                                                           Admit  Chunk  Token  Preempt  Stop   Pause  Expire  Cancel  TimeOut  Fail
+static_assert(kAccepts<Queued>     == std::array<bool, 10>{  true,  false, false, false,  false, false, false,  true,   true,    false});
+static_assert(kAccepts<Prefilling> == std::array<bool, 10>{  false, true,  true,  true,   false, false, false,  true,   true,    true });
+static_assert(kAccepts<Decoding>   == std::array<bool, 10>{  false, false, true,  true,   true,  true,  false,  true,   true,    true });
+static_assert(kAccepts<Preempted>  == std::array<bool, 10>{  true,  false, false, false,  false, false, false,  true,   true,    false});
+static_assert(kAccepts<Leased>     == std::array<bool, 10>{  false, false, false, false,  false, false, true,   false,  false,   false});
+static_assert(kAccepts<Finished>   == std::array<bool, 10>{  false, false, false, false,  false, false, false,  false,  false,   false});
 // clang-format on
+
+/// Applies an event to whichever state it is: each of them must accept it, with the same outcome.
+template <class Event, class... States>
+auto next(std::variant<States...> &&state, Event &&event) {
+  return std::visit(
+      [&](auto &&s) { return Transition::apply(std::forward<decltype(s)>(s), std::forward<Event>(event)); },
+      std::move(state));
+}
 
 /// A state that is not given up (an lvalue) is not accepted.
 template <class State, class Event>

@@ -176,6 +176,7 @@ SamplingParams sampling_of(const ts_request &request, int32_t vocab_size) {
 
 constexpr size_t kMostSalt = 1024;  // bytes
 constexpr int32_t kLongestLeaseMs = 3'600'000;
+constexpr int32_t kLongestTimeoutMs = 86'400'000;
 
 void check_lengths(const ts_request &request, const RequestLimits &limits) {
   demand(request.num_prompt >= 1, "num_prompt is ", request.num_prompt, ", wanted at least 1 token");
@@ -211,6 +212,11 @@ std::unique_ptr<Sequence> make_sequence(const ts_request &request, const Request
   demand(request.lease_ms == 0 || request.session != 0, "lease_ms is ", request.lease_ms,
          " but session is 0: only a session has a lease");
 
+  demand(request.priority >= kPriorityMin && request.priority <= kPriorityMax, "priority is ", request.priority,
+         ", wanted ", kPriorityMin, " (first) to ", kPriorityMax);
+  demand(request.timeout_ms >= 0 && request.timeout_ms <= kLongestTimeoutMs, "timeout_ms is ", request.timeout_ms,
+         ", wanted 0 (none) to ", kLongestTimeoutMs);
+
   auto s = std::make_unique<Sequence>();
   s->id = request.id;
   s->sampling = sampling_of(request, limits.vocab_size);
@@ -218,6 +224,9 @@ std::unique_ptr<Sequence> make_sequence(const ts_request &request, const Request
   s->max_tokens = request.max_tokens;
   s->session = request.session;
   s->lease_ms = request.lease_ms;
+  s->priority = request.priority;
+  s->tenant = request.tenant;
+  s->timeout_ms = request.timeout_ms;
   s->page_size = limits.page_size;
   const auto num_tokens_max = static_cast<size_t>(request.num_prompt) + static_cast<size_t>(request.max_tokens);
   s->tokens = spare_tokens().take(num_tokens_max);

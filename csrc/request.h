@@ -12,6 +12,11 @@
 
 namespace ts {
 
+struct Flow;
+
+constexpr int32_t kPriorityMin = -8, kPriorityMax = 7;
+constexpr int64_t kNever = INT64_MAX;
+
 /// What a request is checked against.
 struct RequestLimits {
   int32_t vocab_size = 0;
@@ -66,7 +71,13 @@ struct Sequence {
   ~Sequence();  ///< keeps the memory of long `tokens` for the next request
 
   uint64_t id = 0;
-  uint64_t arrival = 0;  ///< order of submission; smaller is older
+  uint64_t arrival = 0;          ///< order of submission; smaller is older
+  uint64_t turn = 0;             ///< order of admission
+  int32_t priority = 0;          ///< its class: of two, the lower one is admitted first
+  uint64_t tenant = 0;           ///< whose share of the engine it uses
+  std::shared_ptr<Flow> flow;    ///< what it is charged to (FairQueue)
+  int32_t timeout_ms = 0;        ///< how long it may take; 0: as long as it takes
+  int64_t deadline_ms = kNever;  ///< when that is over
   SamplingParams sampling;
   int32_t num_prompt = 0;
   int32_t max_tokens = 0;

@@ -12,8 +12,10 @@
 #include "batch.h"
 #include "cache_parts.h"
 #include "events.h"
+#include "fair_queue.h"
 #include "leases.h"
 #include "states.h"
+#include "step_cost.h"
 
 namespace ts {
 
@@ -25,7 +27,10 @@ struct SchedulerOptions {
   int32_t num_pages = 0;   ///< of each owner
   int32_t num_owners = 1;  ///< parts that sequences and the KV cache are shared out in (CacheParts)
   bool prefix_cache = false;
-  int32_t max_draft = 0;                 ///< tokens of one sequence that a step may guess; Draft::kMost at most
+  int64_t patience_ms = 10'000;  ///< see FairQueue
+  StepCost cost = {};            ///< what a step takes; has to be known for a target
+  int64_t target_step_ns = 0;    ///< what a step with decodes may take, so that prefills do not stall them; 0: any time
+  int32_t max_draft = 0;         ///< tokens of one sequence that a step may guess; Draft::kMost at most
   std::span<int32_t> batch_memory = {};  ///< where the batch arrays lie: see BatchArrays
 };
 
@@ -36,6 +41,7 @@ struct SchedulerCounters {
   uint64_t num_output_tokens = 0;
   uint64_t num_preemptions = 0;
   uint64_t num_finished = 0;
+  uint64_t num_admitted = 0;  ///< for the first time
   uint64_t num_drafted_tokens = 0;
   uint64_t num_accepted_tokens = 0;  ///< of these, outputs
 };
@@ -70,6 +76,8 @@ class Batch {
 
   /// The sequence of which the `logit`-th row of logits decides a token: its next, or one further `ahead`.
   const Sequence &sequence(int32_t logit) const;
+  const Sequence &running(int32_t row) const { return running_[static_cast<size_t>(row)].sequence(); }
+  bool decodes(int32_t row) const { return std::holds_alternative<Decoding>(running_[static_cast<size_t>(row)].state); }
   int32_t ahead(int32_t logit) const;
 
   /// Whether the row behind this one counts if this one gives `token`: it was drafted, and does not end the sequence.
@@ -126,7 +134,7 @@ inline int32_t Batch::Running::num_computed() const {
 }
 
 /// Decides what each step computes: continuous batching under a token budget, decodes first, then prefills in chunks,
-/// first come first served; the prefix cache; preemption of the youngest when pages run out.
+/// in the order of FairQueue; the prefix cache; preemption of the youngest (which was admitted last) when pages run out.
 ///
 /// A session's last request may leave a lease: its full pages stay until its next one is admitted, or their time has come, or
 /// they are the only way for another request to run.
@@ -134,26 +142,34 @@ inline int32_t Batch::Running::num_computed() const {
 /// A pure function of its state and of the calls it gets: no clock, no thread, no device. Between schedule() and
 /// commit() the running sequences are the batch's. A step costs O(sequences in the batch + pages they cross).
 ///
-/// Every running sequence is older than every waiting one, and has a token in every step: at most min(max_seqs,
-/// token_budget) run, and of these at most one, the youngest, has more prompt left than a step holds. The oldest is
-/// never preempted, so every request ends.
+/// Every running sequence was admitted before every one that was preempted, and has a token in every step: at most min(max_seqs,
+/// token_budget) run, and of these at most one, the youngest, has more prompt left than a step holds. Who was preempted resumes
+/// before anyone is admitted. The oldest is never preempted, so every request that is admitted ends; and nobody is admitted before
+/// the one whose turn it is, whether it fits or not, so that within the bound of FairQueue each is admitted.
+///
+/// With a target time, a step in which anyone decodes has as many tokens of prompts (and of drafts) as are predicted to fit into it; but
+/// kLeastChunk of a prompt in any case, so that prompts move on even where the target cannot be met. So decodes wait at most for the
+/// target, or for themselves with kLeastChunk tokens more.
 ///
 /// With several owners a sequence belongs to that whose cache has most of its prefix, else to that with most pages left; a step's
 /// sequences are sorted by owner.
 class Scheduler {
  public:
+  static constexpr int32_t kLeastChunk = 16;
+
   explicit Scheduler(const SchedulerOptions &options);
   Scheduler(const Scheduler &) = delete;
   Scheduler &operator=(const Scheduler &) = delete;
 
-  /// The request fits the pool and the context (make_sequence has checked), and its id is not live.
-  void submit(std::unique_ptr<Sequence> sequence);
+  /// The request fits the pool and the context (make_sequence has checked), and its id is not live. It came `waited_ms` ago.
+  void submit(std::unique_ptr<Sequence> sequence, int64_t waited_ms = 0);
 
   /// Ends a request in any state; unknown ids are ignored. O(live requests). Not while a batch is in flight.
   void cancel(uint64_t id);
   void cancel_all();
 
-  /// The time of what follows, from any origin. It may jump; backwards it has no effect.
+  /// The time of what follows, from any origin. It may jump; backwards it has no effect. Ends what is past its deadline. Not while
+  /// a batch is in flight.
   void set_time(int64_t now_ms);
 
   /// Gives up what sessions have left for their next turns.
@@ -162,8 +178,8 @@ class Scheduler {
   /// The next step, or nothing if there is nothing to do. One batch may be in flight.
   std::optional<Batch> schedule();
 
-  /// The step has run: outcomes[i] is what sampling made of the i-th row of logits.
-  void commit(Batch &&batch, std::span<Outcome> outcomes);
+  /// The step has run: outcomes[i] is what sampling made of the i-th row of logits. It took so long; 0: nobody knows.
+  void commit(Batch &&batch, std::span<Outcome> outcomes, int64_t took_ns = 0);
 
   /// The step could not be run: every sequence in it ends with this message, and nothing of them is found again.
   void fail(Batch &&batch, const std::string &message);
@@ -171,9 +187,9 @@ class Scheduler {
   /// Requests that have ended since the last call, in `into`, whose memory is reused.
   void take_finished(std::vector<Finished> &into);
 
-  int32_t num_waiting() const { return static_cast<int32_t>(waiting_.size()); }
+  int32_t num_waiting() const { return queue_.size() + static_cast<int32_t>(preempted_.size()); }
   int32_t num_running() const { return static_cast<int32_t>(running_.size()); }  ///< between steps
-  bool idle() const { return waiting_.empty() && running_.empty(); }
+  bool idle() const { return num_waiting() == 0 && running_.empty(); }
   const CacheParts &cache() const { return cache_; }
   const PagePool &pool(int32_t owner = 0) const { return cache_.pool(owner); }
   int32_t num_leases() const;
@@ -183,19 +199,26 @@ class Scheduler {
 
  private:
   using Running = Batch::Running;
-  using Waiting = std::variant<Queued, Preempted>;
 
+  template <class Wanted, class Why>
+  void end_waiting(const Wanted &wanted, const Why &why);
+  void time_out();
   bool make_room(int32_t owner);
   bool end_soonest_leases();
+  int32_t fitting(int32_t most, int64_t position) const;
+  int32_t prompt_chunk(int32_t most, int64_t position);
   bool grow_decodes();
   bool grow_prefill(int32_t &left);
   void draft(int32_t left);
   void admit(int32_t &left);
+  const Sequence &next_waiting();
   bool admit_one(int32_t &left);
+  Prefilling take_turn(Admit &&admit, int32_t missing);
   int32_t choose_owner(const Sequence &sequence, std::vector<SharedPage> &prefix);
   void reserve_one(const Running &seq);
   int32_t make_row(int32_t owner);
   void move_row(int32_t from, int32_t to);
+  void weigh_decodes();
   void fill_arrays();
   void advance(int32_t r, std::span<Outcome> outcomes, size_t &next_outcome);
   void append(int32_t r, std::span<Outcome> outcomes);
@@ -211,17 +234,23 @@ class Scheduler {
   CacheParts cache_;
   std::vector<Leases> leases_of_;  // each owner
   BatchArrays arrays_;
-  std::deque<Waiting> waiting_;   // oldest first
-  std::vector<Running> running_;  // index: row of the page table; sorted by owner; empty while a batch is in flight
+  FairQueue queue_;
+  std::deque<Preempted> preempted_;  // in the order in which they were admitted
+  std::vector<Running> running_;     // index: row of the page table; sorted by owner; empty while a batch is in flight
   std::vector<int32_t> num_running_of_;  // each owner
   std::vector<int32_t> reserved_of_;     // each owner: pages that those that run already may still want, one each
   std::vector<LogitRow> logit_rows_;
   std::vector<Finished> finished_;
   SchedulerCounters counters_;
+  StepCost cost_;
+  StepLoad load_;                  // of the step that is put together, or in flight
+  int32_t num_decodes_ = 0;        // in it
+  int32_t num_prompt_tokens_ = 0;  // in it
   uint64_t next_arrival_ = 0;
   int64_t now_ms_ = 0;
+  int64_t next_deadline_ms_ = kNever;  // of those that live, or earlier
   bool in_flight_ = false;
-  bool pages_short_ = false;  // the oldest waiting sequence did not fit, and nothing has changed that
+  std::optional<uint64_t> short_of_pages_;  // arrival of who did not fit, where nothing has changed that
 };
 
 }  // namespace ts

@@ -121,7 +121,7 @@ class Finished {
   ts_finish finish() const { return finish_; }
   int32_t num_cached() const { return num_cached_; }
   Miss miss() const { return miss_; }
-  const std::string &message() const { return message_; }  ///< with TS_FINISH_ERROR
+  const std::string &message() const { return message_; }  ///< with TS_FINISH_ERROR and TS_FINISH_TIMEOUT
 
  private:
   friend class Transition;

@@ -8,6 +8,7 @@ from typing import Any
 
 from tscompile import __version__, canonical, plan
 from tscompile.build import Build
+from tscompile.costs import costs
 from tscompile.errors import InternalError
 from tscompile.passes.pack import Packed
 from tscompile.printer import print_graph
@@ -40,6 +41,7 @@ def assemble(build: Build, progress: plan.Progress = lambda done, total: None) -
     entries.append(plan.blob("tsp/receipts", canonical.dumps(receipts)))
     entries.append(plan.blob("tsp/pack", canonical.dumps(build.weights.report())))
     entries.append(plan.blob("tsp/placements", canonical.dumps(build.placed)))
+    entries.append(plan.blob("tsp/costs", canonical.dumps(costs(build))))
     entries.append(plan.blob("tsp/verify", canonical.dumps(build.verified)))
     plan.write(
         build.options.out,

@@ -35,8 +35,10 @@
 // where: TS_STATE=Leased TS_EVENT=Pause
 // where: TS_STATE=Leased TS_EVENT=Cancel
 // where: TS_STATE=Leased TS_EVENT=Fail
+// where: TS_STATE=Leased TS_EVENT=TimeOut
 // where: TS_STATE=Finished TS_EVENT=Pause
 // where: TS_STATE=Finished TS_EVENT=Expire
+// where: TS_STATE=Finished TS_EVENT=TimeOut
 // expect: no matching function for call to 'ts::Transition::apply(std::remove_reference<ts::{TS_STATE}&>::type, std::remove_reference<ts::{TS_EVENT}&>::type)'
 void offend(ts::TS_STATE &state, ts::TS_EVENT &event) {
 #ifdef TS_ILLEGAL

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OK, BAD_PLAN, BAD_REQUEST, NO_TARGET, BUSY, CLOSED, IO, NO_MEMORY, INTERNAL = range(9)
 VERIFY_AUTO, VERIFY_ALWAYS = 0, 1
 TOKEN, FINISHED = 1, 2
-FINISH = {1: "stop", 2: "length", 3: "cancelled", 4: "error"}
+FINISH = {1: "stop", 2: "length", 3: "cancelled", 4: "error", 5: "timeout"}
 
 
 class EngineError(Exception):
@@ -41,6 +41,8 @@ class _Options(c.Structure):
         ("max_queue", c.c_int32),
         ("prefix_cache", c.c_int32),
         ("max_draft", c.c_int32),
+        ("patience_ms", c.c_int32),
+        ("target_tpot_us", c.c_int32),
         ("target", c.c_char_p),
         ("rank", c.c_int32),
         ("rank_timeout_ms", c.c_int32),
@@ -80,6 +82,9 @@ class _Request(c.Structure):
         ("num_cache_salt", c.c_int32),
         ("lease_ms", c.c_int32),
         ("session", c.c_uint64),
+        ("tenant", c.c_uint64),
+        ("priority", c.c_int32),
+        ("timeout_ms", c.c_int32),
     )
 
 
@@ -137,6 +142,9 @@ class Request:
     cache_salt: bytes = b""
     lease_ms: int = 0
     session: int = 0
+    tenant: int = 0
+    priority: int = 0
+    timeout_ms: int = 0
 
 
 @dataclass
@@ -240,6 +248,7 @@ class Engine:
         max_queue: int = 0,
         prefix_cache: bool = True,
         max_draft: int = 0,
+        target_tpot_us: int = 0,
         target: str | None = None,
         verify: int = VERIFY_AUTO,
         rendezvous: bytes | None = None,
@@ -257,6 +266,8 @@ class Engine:
             max_queue,
             int(prefix_cache),
             max_draft,
+            0,
+            target_tpot_us,
             target.encode() if target else None,
             rendezvous=rendezvous,
             rank_pids=rank_pids,
@@ -302,6 +313,9 @@ class Engine:
             len(request.cache_salt),
             request.lease_ms,
             request.session,
+            request.tenant,
+            request.priority,
+            request.timeout_ms,
         )
         _check(library().ts_engine_submit(self.handle, c.byref(raw), c.byref(error)), error)
         return number

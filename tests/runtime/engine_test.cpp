@@ -222,6 +222,9 @@ TEST(Engine, AFullQueueSaysBusyAndAnIdIsLiveUntilItsLastEvent) {
   for (uint64_t id = 2; id <= 4; ++id) EXPECT_EQ(engine.submit(request(id, 4, 5)), TS_OK) << id;
   EXPECT_EQ(engine.submit(request(5, 4, 5), &message), TS_BUSY);
   EXPECT_EQ(message, "3 requests are waiting, and the queue holds 3: try again later");
+  const int32_t first = engine.core->retry_after_ms();
+  EXPECT_GE(first, 1);
+  EXPECT_GE(engine.core->retry_after_ms(), first) << "who is sent away later is to come later";
   EXPECT_EQ(engine.stats().num_waiting, 3);
   may_run.count_down();
   engine.collect(4);

@@ -204,6 +204,41 @@ TEST(Scheduler, CancelsInEveryState) {
   EXPECT_EQ(h.scheduler.counters().num_finished, 4);
 }
 
+TEST(Scheduler, TimesOutInEveryState) {
+  EngineOptions o = small();
+  o.scheduler.num_pages = 9;
+  o.scheduler.token_budget = 8;
+  Harness h(o);
+  const auto submit = [&](uint64_t id, int32_t num_prompt, int32_t max_tokens, int32_t timeout_ms) {
+    Request r = request(id, num_prompt, max_tokens);
+    r.timeout_ms = timeout_ms;
+    h.submit(r);
+  };
+  const auto message = [&](uint64_t id) {
+    EXPECT_EQ(h.results.at(id).finish, TS_FINISH_TIMEOUT);
+    return h.results.at(id).message;
+  };
+  submit(1, 4, 30, 5000);
+  submit(2, 4, 30, 4000);
+  h.step();
+  submit(3, 9, 4, 10);
+  submit(4, 4, 4, 10);
+  h.step();
+  h.set_time(9);
+  EXPECT_EQ(h.scheduler.counters().num_finished, 0);
+  h.set_time(10);
+  h.step();
+  EXPECT_EQ(message(3), "the request's timeout of 0.010 s is over: 0 of at most 4 tokens were made") << "prefilling";
+  EXPECT_EQ(message(4), "the request's timeout of 0.010 s is over: it was still waiting to be run") << "queued";
+  while (h.scheduler.counters().num_preemptions == 0) ASSERT_TRUE(h.step());
+  h.set_time(5000);
+  h.step();
+  EXPECT_NE(message(1).find("of at most 30 tokens"), std::string::npos) << "decoding";
+  EXPECT_NE(message(2).find("of at most 30 tokens"), std::string::npos) << "preempted";
+  EXPECT_TRUE(h.scheduler.idle());
+  EXPECT_EQ(h.scheduler.pool().num_available(), 9) << "every page is back";
+}
+
 TEST(Scheduler, NanLogitsEndOneRequestAndNothingOfItIsFoundAgain) {
   const EngineOptions o = small();
   Harness h(o);

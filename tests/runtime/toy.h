@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <map>
 #include <optional>
@@ -152,6 +153,9 @@ struct Request {
   std::string cache_salt;
   int32_t lease_ms = 0;
   uint64_t session = 0;
+  int32_t priority = 0;
+  uint64_t tenant = 0;
+  int32_t timeout_ms = 0;
 
   ts_request abi() const {
     ts_request r{};
@@ -178,6 +182,9 @@ struct Request {
     r.num_cache_salt = static_cast<int32_t>(cache_salt.size());
     r.lease_ms = lease_ms;
     r.session = session;
+    r.priority = priority;
+    r.tenant = tenant;
+    r.timeout_ms = timeout_ms;
     return r;
   }
 };
@@ -186,6 +193,7 @@ struct Request {
 struct Result {
   std::vector<int32_t> tokens;
   std::optional<ts_finish> finish;
+  int64_t ended_ms = 0;
   std::string message;
   int32_t num_cached = 0;
   ts::Miss miss;
@@ -249,10 +257,16 @@ class Harness {
     scheduler.submit(ts::make_sequence(request.abi(), limits_of(options_)));
   }
 
+  void set_time(int64_t now) {
+    now_ms = std::max(now_ms, now);
+    scheduler.set_time(now);
+  }
+
   /// False if there was nothing to do. `check`: assert the scheduler's invariants after the step.
   bool step(bool check = true) {
     auto batch = scheduler.schedule();
     if (batch) {
+      if (on_batch) on_batch(*batch);
       last_num_tokens = batch->arrays().num_tokens;
       last_num_seqs = batch->arrays().num_seqs;
       const ts::Logits logits = model_.run(batch->arrays());
@@ -269,16 +283,20 @@ class Harness {
             sampler_.sample({logits.data + i * logits.stride, static_cast<size_t>(options_.vocab_size)}, s.sampling,
                             s.counts.counts(), static_cast<uint64_t>(s.num_outputs() + batch->ahead(i)));
         counts = sampled.error.empty() && batch->goes_on(i, sampled.token);
-        if (sampled.error.empty()) results.at(s.id).tokens.push_back(sampled.token);
+        if (sampled.error.empty()) {
+          results.at(s.id).tokens.push_back(sampled.token);
+          if (on_token) on_token(s.id);
+        }
         outcomes_.push_back({sampled.token, std::move(sampled.error)});
       }
-      scheduler.commit(std::move(*batch), outcomes_);
+      scheduler.commit(std::move(*batch), outcomes_, took_ns);
     }
     scheduler.take_finished(finished_);
     for (const ts::Finished &f : finished_) {
       Result &result = results.at(f.id());
       EXPECT_FALSE(result.finish.has_value()) << "request " << f.id() << " finished twice";
       result.finish = f.finish();
+      result.ended_ms = now_ms;
       result.message = f.message();
       result.num_cached = f.num_cached();
       result.miss = f.miss();
@@ -300,6 +318,10 @@ class Harness {
   std::map<uint64_t, Result> results;
   int32_t last_num_tokens = 0;
   int32_t last_num_seqs = 0;
+  int64_t now_ms = 0;
+  int64_t took_ns = 0;                              ///< what the scheduler is told that the step took
+  std::function<void(const ts::Batch &)> on_batch;  ///< once it is scheduled
+  std::function<void(uint64_t id)> on_token;
 
  private:
   Model model_;

@@ -12,6 +12,7 @@
 
 #include "script.h"
 #include "shrink.h"
+#include "turns.h"
 
 /// Worlds of random size, driven by a seed: the real scheduler and pool, a toy model whose output depends on every
 /// token that it reads through the page tables, and after each step every invariant. A world that fails is cut down to a
@@ -30,7 +31,14 @@ uint64_t environment(const char *name, uint64_t otherwise) {
 
 class World {
  public:
-  explicit World(const Script &script) : script_(script), options_(script.options()), harness_(options_) {}
+  explicit World(const Script &script)
+      : script_(script), options_(script.options()), harness_(options_), turns_(script.patience_ms) {
+    harness_.on_batch = [this](const Batch &batch) {
+      turns_.step(batch, latest_ms_);
+      weigh(batch);
+    };
+    harness_.on_token = [this](uint64_t id) { turns_.output(id); };
+  }
 
   /// What the script says; then everything that lives must end.
   void run() {
@@ -39,11 +47,12 @@ class World {
     }
     int patience = 100000;
     while (harness_.step() && !testing::Test::HasFailure()) {
+      learnt_.learn(learning_, harness_.took_ns);
       ++num_steps_;
       ASSERT_GT(--patience, 0) << "requests starve";
     }
     ASSERT_TRUE(harness_.scheduler.idle());
-    harness_.scheduler.set_time(latest_ms_ + 200);
+    harness_.set_time(latest_ms_ + 200);
     ASSERT_EQ(harness_.scheduler.num_leases(), 0) << "a lease has not ended";
     expect_every_page();
     for (const auto &[id, request] : requests_) compare(request);
@@ -65,17 +74,22 @@ class World {
     if (e.what == "arrive") {
       requests_[id] = e.request(options_.vocab_size);
       harness_.submit(requests_[id]);
+      turns_.arrive(requests_[id], latest_ms_);
+      if (e.timeout_ms > 0) deadlines_[id] = latest_ms_ + e.timeout_ms;
       ++tenants_[requests_[id].cache_salt];
       if (poison_of(requests_[id]) < e.prompt) arrive_poisoned(requests_[id]);
     } else if (e.what == "cancel") {
       harness_.scheduler.cancel(id);
+      turns_.leave(id);
       cancelled_.insert(id);
     } else if (e.what == "fail" || e.what == "lose") {
       auto batch = harness_.scheduler.schedule();
+      if (batch) turns_.step(*batch, latest_ms_);
       if (batch) harness_.scheduler.fail(std::move(*batch), "failed");
       if (e.what == "fail") return;
       for (const auto &[live, request] : requests_) cancelled_.insert(live);
       harness_.scheduler.cancel_all();
+      turns_.leave_all();
       harness_.scheduler.end_leases();
       ASSERT_TRUE(harness_.scheduler.idle());
       expect_every_page();
@@ -104,13 +118,51 @@ class World {
   }
 
   void step() {
-    harness_.scheduler.set_time(++now_ms_);
+    harness_.set_time(++now_ms_);
     latest_ms_ = std::max(latest_ms_, now_ms_);
-    harness_.step();
+    turns_.time_out(latest_ms_);
+    if (harness_.step()) learnt_.learn(learning_, harness_.took_ns);
     ++num_steps_;
+    expect_timely();
     const SchedulerOptions &o = options_.scheduler;
     EXPECT_LE(harness_.last_num_tokens, o.token_budget);
     EXPECT_LE(harness_.last_num_seqs, o.max_seqs);
+  }
+
+  /// A step with decodes is predicted to take no longer than the target, however much prompt there is beside them. The world tells
+  /// how long it takes: as long as predicted at first, times its slowness.
+  void weigh(const Batch &batch) {
+    const ts_batch &arrays = batch.arrays();
+    StepLoad load;
+    int32_t num_decodes = 0, num_prompt = 0, num_drafted = 0;
+    for (int32_t row = 0; row < arrays.num_seqs; ++row) {
+      const int32_t num_tokens = arrays.query_start[row + 1] - arrays.query_start[row];
+      num_decodes += batch.decodes(row) ? 1 : 0;
+      (batch.decodes(row) ? num_drafted : num_prompt) += num_tokens - (batch.decodes(row) ? 1 : 0);
+    }
+    load.num_tokens = arrays.num_tokens;
+    for (int32_t t = 0; t < arrays.num_tokens; ++t) load.decode_keys += arrays.positions[t] + 1;
+    const auto target = static_cast<double>(script_.target_ns) * (1 + 1e-9);
+    if (target > 0 && num_decodes > 0 && (num_prompt > Scheduler::kLeastChunk || num_drafted > 0)) {
+      EXPECT_LE(learnt_.ns(load), target) << num_prompt << " tokens of prompts stall " << num_decodes << " decodes";
+    }
+    harness_.took_ns = static_cast<int64_t>(first_.ns(load)) * script_.slowness / 100;
+    learning_ = load;
+  }
+
+  /// Nothing lives past its deadline.
+  void expect_timely() {
+    std::erase_if(deadlines_, [this](const auto &deadline) {
+      const auto &[id, at_ms] = deadline;
+      const toy::Result &result = harness_.results.at(id);
+      if (at_ms <= latest_ms_) {
+        EXPECT_TRUE(result.finish.has_value()) << "request " << id << " outlives its deadline";
+      }
+      if (result.finish == TS_FINISH_TIMEOUT) {
+        EXPECT_LE(at_ms, result.ended_ms) << "request " << id << " was ended early";
+      }
+      return result.finish.has_value();
+    });
   }
 
   /// The output is what the request gives alone; if it was ended early, the beginning of that.
@@ -125,12 +177,14 @@ class World {
     }
     const bool failed = got.finish == TS_FINISH_ERROR && got.message == "failed";
     const bool cancelled = got.finish == TS_FINISH_CANCELLED;
-    if (!failed && !cancelled) {
+    const bool late = got.finish == TS_FINISH_TIMEOUT && request.timeout_ms > 0;
+    if (!failed && !cancelled && !late) {
       ASSERT_EQ(got.finish, expected.finish) << "request " << request.id;
       ASSERT_EQ(got.tokens, expected.tokens) << "request " << request.id;
       return;
     }
-    ASSERT_TRUE(failed || cancelled_.contains(request.id)) << "request " << request.id << " was not cancelled by us";
+    ASSERT_TRUE(failed || late || cancelled_.contains(request.id))
+        << "request " << request.id << " was not cancelled by us";
     ASSERT_LE(got.tokens.size(), expected.tokens.size());
     ASSERT_TRUE(std::equal(got.tokens.begin(), got.tokens.end(), expected.tokens.begin())) << "request " << request.id;
   }
@@ -140,6 +194,11 @@ class World {
   toy::Harness harness_;
   int64_t num_steps_ = 0;
   int64_t now_ms_ = 0, latest_ms_ = 0;
+  sim::Turns turns_;
+  const StepCost first_ = options_.scheduler.cost;
+  StepCost learnt_ = first_;
+  StepLoad learning_;                      // of the last step
+  std::map<uint64_t, int64_t> deadlines_;  // of those that may live
   std::map<uint64_t, toy::Request> requests_;
   std::set<uint64_t> cancelled_;
   std::map<std::string, int> tenants_;  // how many requests have a salt

@@ -25,7 +25,10 @@ struct Event {
   int64_t repeat = 0;  ///< outputs are nearly always one of so many tokens, if not 0: drafts come true, or now and then
   int64_t tenant = 0;  ///< whose salt it has, if not 0
   int64_t session = 0, lease_ms = 0;
-  int64_t by_ms = 0;  ///< of a jump of the clock, which else moves a millisecond a step
+  int64_t priority = 0;
+  int64_t account = 0;     ///< which tenant's share it uses
+  int64_t timeout_ms = 0;  ///< if not 0
+  int64_t by_ms = 0;       ///< of a jump of the clock, which else moves a millisecond a step
 
   template <class Self, class F>
   static void fields(Self &e, const F &f) {
@@ -36,7 +39,7 @@ struct Event {
     f("poison", e.poison), f("max_tokens", e.max_tokens), f("seed", e.seed), f("warm", e.warm), f("top_k", e.top_k);
     f("narrow", e.narrow), f("repeated", e.repeated), f("frequent", e.frequent), f("ignore_eos", e.ignore_eos);
     f("stop", e.stop), f("repeat", e.repeat), f("tenant", e.tenant), f("session", e.session);
-    f("lease_ms", e.lease_ms);
+    f("lease_ms", e.lease_ms), f("priority", e.priority), f("account", e.account), f("timeout_ms", e.timeout_ms);
   }
 
   toy::Request request(int32_t vocab_size) const {
@@ -55,6 +58,9 @@ struct Event {
     r.ignore_eos = static_cast<int32_t>(ignore_eos);
     if (tenant != 0) r.cache_salt = std::to_string(tenant);
     r.session = static_cast<uint64_t>(session);
+    r.priority = static_cast<int32_t>(priority);
+    r.tenant = static_cast<uint64_t>(account);
+    r.timeout_ms = static_cast<int32_t>(timeout_ms);
     r.lease_ms = session != 0 ? static_cast<int32_t>(lease_ms) : 0;
     if (stop != 0) r.stop = {static_cast<int32_t>(stop)};
     for (int64_t i = 0; i < repeat; ++i) r.logit_bias.push_back({static_cast<int32_t>(4 + i), 30});
@@ -65,7 +71,10 @@ struct Event {
 struct Script {
   int64_t page_size = 1, num_pages = 1, max_context = 2, token_budget = 1, max_seqs = 1, prefix_cache = 1,
           max_draft = 0;
-  int64_t num_owners = 1;     ///< of sequences, each with as many pages
+  int64_t num_owners = 1;  ///< of sequences, each with as many pages
+  int64_t patience_ms = 10'000;
+  int64_t target_ns = 0;      ///< for a step with decodes, if not 0
+  int64_t slowness = 100;     ///< what steps take, in percent of the prediction
   std::vector<Event> events;  ///< in order of time
 
   template <class Self, class F>
@@ -73,7 +82,8 @@ struct Script {
     f("page_size", s.page_size), f("num_pages", s.num_pages), f("max_context", s.max_context);
     f("token_budget", s.token_budget), f("max_seqs", s.max_seqs), f("prefix_cache", s.prefix_cache);
     f("num_owners", s.num_owners);
-    f("max_draft", s.max_draft);
+    f("max_draft", s.max_draft), f("patience_ms", s.patience_ms), f("target_ns", s.target_ns);
+    f("slowness", s.slowness);
   }
 
   ts::EngineOptions options() const {
@@ -88,6 +98,10 @@ struct Script {
     o.scheduler.prefix_cache = prefix_cache != 0;
     o.scheduler.num_owners = static_cast<int32_t>(num_owners);
     o.scheduler.max_draft = static_cast<int32_t>(max_draft);
+    o.scheduler.patience_ms = patience_ms;
+    o.scheduler.cost =
+        ts::StepCost({{1, 1000}, {2, 1100}, {4, 1300}, {8, 1700}, {16, 2500}, {24, 3300}}, 10'000, 10'000);
+    o.scheduler.target_step_ns = target_ns;
     return o;
   }
 
@@ -154,6 +168,8 @@ class Draw {
     s.max_seqs = between(1, 8);
     s.prefix_cache = one_in(4) ? 0 : 1;
     s.num_owners = one_in(3) ? between(2, 4) : 1;
+    s.patience_ms = one_in(2) ? between(1, 30) : between(100, 10'000);
+    if (one_in(2)) s.target_ns = between(500, 6000), s.slowness = one_in(2) ? 100 : between(20, 400);
     s.max_draft = one_in(2) ? 0 : between(1, ts::Draft::kMost);
     const int64_t arrivals = between(1, 100);  // in percent of the steps
     int64_t num_arrived = 0;
@@ -200,6 +216,9 @@ class Draw {
     if (one_in(4)) e.stop = between(4, 23);
     if (one_in(4)) e.repeat = between(1, 2);
     if (one_in(8)) e.tenant = one_in(4) ? id + 2 : between(1, 2);  // of one request alone, or of many
+    if (one_in(3)) e.priority = between(-1, 1);
+    if (one_in(2)) e.account = one_in(20) ? id + 3 : between(1, 3);
+    if (one_in(8)) e.timeout_ms = between(1, 400);
     if (one_in(2)) e.session = between(1, 4), e.lease_ms = one_in(3) ? 0 : between(1, 200);
     return e;
   }

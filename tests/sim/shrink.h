@@ -90,7 +90,8 @@ class Shrink {
         Number{&Event::seed, 0},       Number{&Event::warm, 0},       Number{&Event::top_k, 0},
         Number{&Event::narrow, 0},     Number{&Event::repeated, 0},   Number{&Event::frequent, 0},
         Number{&Event::ignore_eos, 0}, Number{&Event::stop, 0},       Number{&Event::tenant, 0},
-        Number{&Event::session, 0},    Number{&Event::lease_ms, 0},
+        Number{&Event::session, 0},    Number{&Event::lease_ms, 0},   Number{&Event::priority, 0},
+        Number{&Event::account, 0},    Number{&Event::timeout_ms, 0},
     };
     bool any = false;
     for (size_t i = 0; i < best_.events.size(); ++i) {

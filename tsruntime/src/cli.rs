@@ -84,6 +84,14 @@ pub struct EngineArgs {
     /// repeats itself; 0: none
     #[arg(long, value_name = "N", default_value = "0", value_parser = clap::value_parser!(i32).range(0..=16), help_heading = ENGINE)]
     max_draft: i32,
+    /// How long a tenant may be passed over by others before its oldest request goes first. A tenant is an API key, else a
+    /// `cache_salt`; waits of a lower `priority` are longer in proportion
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds, help_heading = ENGINE)]
+    patience: Duration,
+    /// Time per output token that prompts of others must leave: where sequences decode, a step takes on no more of other prompts
+    /// than is predicted to fit into it, or 16 tokens [default: as much as --token-budget allows]
+    #[arg(long, value_name = "MS", value_parser = milliseconds, help_heading = ENGINE)]
+    target_tpot_ms: Option<Duration>,
     /// Run this target of the plan [default: the best that this machine can run]
     #[arg(long, value_name = "TARGET", help_heading = ENGINE)]
     target: Option<String>,
@@ -136,6 +144,10 @@ impl EngineArgs {
                 max_queue: self.max_queue.unwrap_or(0),
                 prefix_cache: !self.no_prefix_cache,
                 max_draft: self.max_draft,
+                target_tpot_us: self
+                    .target_tpot_ms
+                    .map_or(0, |target| i32::try_from(target.as_micros()).unwrap_or(i32::MAX)),
+                patience_ms: i32::try_from(self.patience.as_millis()).unwrap_or(i32::MAX).max(1),
                 target: self.target.clone(),
                 rank: 0,
                 rank_timeout_ms: i32::try_from(self.rank_timeout.as_millis()).unwrap_or(i32::MAX).max(1),
@@ -316,6 +328,14 @@ fn seconds(text: &str) -> Result<Duration, String> {
         .ok()
         .filter(|duration| duration.as_secs() <= 86400 && !duration.is_zero())
         .ok_or("wanted more than 0 seconds, at most a day".into())
+}
+
+fn milliseconds(text: &str) -> Result<Duration, String> {
+    let ms: f64 = text.parse().map_err(|_| "wanted a number of milliseconds")?;
+    Duration::try_from_secs_f64(ms / 1e3)
+        .ok()
+        .filter(|duration| duration.as_micros() >= 1 && duration.as_secs() <= 60)
+        .ok_or("wanted at least 0.001 ms, at most a minute".into())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::ffi::{CStr, CString, c_char};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
@@ -26,6 +27,8 @@ pub struct Options {
     pub max_queue: i32,
     pub prefix_cache: bool,
     pub max_draft: i32,
+    pub patience_ms: i32,
+    pub target_tpot_us: i32,
     pub target: Option<String>,
     /// This process's, of a plan of several.
     pub rank: i32,
@@ -61,6 +64,8 @@ impl Options {
             max_queue: self.max_queue,
             prefix_cache: i32::from(self.prefix_cache),
             max_draft: self.max_draft,
+            patience_ms: self.patience_ms,
+            target_tpot_us: self.target_tpot_us,
             target: pointer(&target),
             rank: self.rank,
             rank_timeout_ms: self.rank_timeout_ms,
@@ -97,17 +102,22 @@ pub struct Request {
     pub cache_salt: Arc<str>,
     pub lease_ms: i32,
     pub session: u64,
+    pub tenant: u64,
+    pub priority: i32,
+    pub timeout_ms: i32,
 }
 
 /// Why the engine did not take a request, or gave one up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
     #[error("the engine's queue is full")]
-    Busy,
+    Busy { retry_after: Duration },
     #[error("{0}")]
     BadRequest(String),
     #[error("the engine is shutting down")]
     Closed,
+    #[error("{0}")]
+    TimedOut(String),
     #[error("{0}")]
     Failed(String),
 }
@@ -146,6 +156,8 @@ pub enum Finish {
     Stop,
     Length,
     Cancelled,
+    /// Its timeout is over.
+    TimedOut(String),
     Error(String),
 }
 
@@ -269,6 +281,9 @@ impl Engine {
             num_cache_salt: count(request.cache_salt.len()),
             lease_ms: request.lease_ms,
             session: request.session,
+            tenant: request.tenant,
+            priority: request.priority,
+            timeout_ms: request.timeout_ms,
         };
         // Before submitting: the first event may come before the call returns.
         self.routes().insert(id, (sender.clone(), index));
@@ -279,7 +294,10 @@ impl Engine {
         }
         self.routes().remove(&id);
         Err(match status {
-            ffi::TS_BUSY => EngineError::Busy,
+            ffi::TS_BUSY => {
+                let ms = unsafe { ffi::ts_engine_retry_after_ms(self.raw.as_ptr()) };
+                EngineError::Busy { retry_after: Duration::from_millis(u64::try_from(ms).unwrap_or(0)) }
+            }
             ffi::TS_BAD_REQUEST => EngineError::BadRequest(error.text()),
             ffi::TS_CLOSED => EngineError::Closed,
             _ => EngineError::Failed(error.text()),
@@ -304,6 +322,7 @@ unsafe fn owned(event: &ffi::ts_event) -> Event {
             ffi::TS_FINISH_STOP => Finish::Stop,
             ffi::TS_FINISH_LENGTH => Finish::Length,
             ffi::TS_FINISH_CANCELLED => Finish::Cancelled,
+            ffi::TS_FINISH_TIMEOUT => Finish::TimedOut(unsafe { text_at(event.message) }),
             _ => Finish::Error(unsafe { text_at(event.message) }),
         });
     }

@@ -1,6 +1,7 @@
 //! Errors for those who asked: over HTTP, and at the command line.
 
 use std::io::Write;
+use std::time::Duration;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -17,10 +18,12 @@ pub struct ApiError {
     /// The field of the request that is at fault.
     pub param: Option<String>,
     pub code: Option<&'static str>,
+    /// When a client that is sent away may try again.
+    pub retry_after: Duration,
 }
 
-/// Seconds after which a client that was sent away may try again.
-const RETRY_AFTER_S: u32 = 1;
+/// Where nothing better is known.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl ApiError {
     pub fn new(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> ApiError {
@@ -29,7 +32,7 @@ impl ApiError {
             _ if status.is_server_error() => "server_error",
             _ => "invalid_request_error",
         };
-        ApiError { status, message: message.into(), kind, param: None, code }
+        ApiError { status, message: message.into(), kind, param: None, code, retry_after: RETRY_AFTER }
     }
 
     pub fn bad_request(code: &'static str, message: impl Into<String>) -> ApiError {
@@ -42,7 +45,7 @@ impl ApiError {
     }
 
     pub fn busy() -> ApiError {
-        let message = "all places in the queue are taken; try again in a moment";
+        let message = "all places in the queue are taken; try again after the seconds of Retry-After";
         ApiError::new(StatusCode::TOO_MANY_REQUESTS, Some("server_busy"), message)
     }
 
@@ -59,6 +62,11 @@ impl ApiError {
     }
 }
 
+/// Whole seconds, at least one: what Retry-After takes.
+fn seconds_up(duration: Duration) -> u64 {
+    (duration.as_secs() + u64::from(duration.subsec_nanos() > 0)).max(1)
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         if self.status == StatusCode::INTERNAL_SERVER_ERROR {
@@ -67,7 +75,11 @@ impl IntoResponse for ApiError {
         let mut response = crate::server::json_response(self.status, &self.body());
         let headers = response.headers_mut();
         if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds_up(self.retry_after)));
+        }
+        if self.status == StatusCode::GATEWAY_TIMEOUT {
+            // OpenAI's clients would send it again, and have another wait as long.
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -79,8 +91,9 @@ impl IntoResponse for ApiError {
 impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> ApiError {
         match error {
-            EngineError::Busy => ApiError::busy(),
+            EngineError::Busy { retry_after } => ApiError { retry_after, ..ApiError::busy() },
             EngineError::BadRequest(message) => ApiError::bad_request("invalid_value", message),
+            EngineError::TimedOut(message) => ApiError::new(StatusCode::GATEWAY_TIMEOUT, Some("timeout"), message),
             EngineError::Closed => ApiError::unavailable("draining", "the server is shutting down"),
             EngineError::Failed(message) => ApiError::internal(message),
         }

@@ -37,6 +37,8 @@ pub struct ts_engine_options {
     pub max_queue: i32,
     pub prefix_cache: i32,
     pub max_draft: i32,
+    pub patience_ms: i32,
+    pub target_tpot_us: i32,
     pub target: *const c_char,
     pub rank: i32,
     pub rank_timeout_ms: i32,
@@ -78,6 +80,9 @@ pub struct ts_request {
     pub num_cache_salt: i32,
     pub lease_ms: i32,
     pub session: u64,
+    pub tenant: u64,
+    pub priority: i32,
+    pub timeout_ms: i32,
 }
 
 pub const TS_MISS_NEW: i32 = 1;
@@ -86,6 +91,7 @@ pub const TS_EVENT_FINISHED: i32 = 2;
 pub const TS_FINISH_STOP: i32 = 1;
 pub const TS_FINISH_LENGTH: i32 = 2;
 pub const TS_FINISH_CANCELLED: i32 = 3;
+pub const TS_FINISH_TIMEOUT: i32 = 5;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -153,6 +159,7 @@ unsafe extern "C" {
     pub fn ts_engine_failure(engine: *mut ts_engine, error: *mut ts_error) -> ts_status;
     pub fn ts_engine_shutdown(engine: *mut ts_engine);
     pub fn ts_engine_submit(engine: *mut ts_engine, request: *const ts_request, error: *mut ts_error) -> ts_status;
+    pub fn ts_engine_retry_after_ms(engine: *mut ts_engine) -> i32;
     pub fn ts_engine_cancel(engine: *mut ts_engine, id: u64);
     pub fn ts_engine_poll(engine: *mut ts_engine, events: *mut ts_event, capacity: i32, timeout_ms: i32) -> i32;
     pub fn ts_engine_stats(engine: *mut ts_engine, stats: *mut ts_stats);

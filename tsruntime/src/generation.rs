@@ -105,6 +105,7 @@ impl Generation {
             Event::Finished(finish) => match (output.finished(&finish), finish) {
                 (Some(delta), _) => delta,
                 (None, Finish::Error(message)) => return Some(Err(EngineError::Failed(message))),
+                (None, Finish::TimedOut(message)) => return Some(Err(EngineError::TimedOut(message))),
                 (None, _) => return Some(Err(EngineError::Closed)),
             },
         };

@@ -13,7 +13,7 @@ use crate::error::{ApiError, Exit, Failure};
 use crate::ffi::ts_logit_bias;
 use crate::plan::Plan;
 use crate::ranks;
-use crate::request::{Limits, Params, Prompt};
+use crate::request::{Limits, Params, Prompt, number_of};
 
 /// The part of `tsp/manifest` that the front reads; the engine has checked all of it.
 #[derive(Debug, Deserialize)]
@@ -221,6 +221,9 @@ impl Model {
             cache_salt: params.cache_salt.as_str().into(),
             lease_ms: params.lease_ms as i32,
             session: session(params, index),
+            tenant: params.tenant,
+            priority: params.priority,
+            timeout_ms: params.timeout_ms as i32,
         }
     }
 }
@@ -235,13 +238,10 @@ fn open_text(plan: &Arc<Plan>) -> Result<Option<Text>, String> {
 
 /// What names a session to the engine: another for each tenant, and for each sequence of a request; 0 for none.
 fn session(params: &Params, index: usize) -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
     if params.prompt_cache_key.is_empty() {
         return 0;
     }
-    let mut hasher = DefaultHasher::new();
-    (&params.cache_salt, &params.prompt_cache_key, index).hash(&mut hasher);
-    hasher.finish().max(1)
+    number_of(&(&params.cache_salt, &params.prompt_cache_key, index))
 }
 
 /// A seed for a request that names none.

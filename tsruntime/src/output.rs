@@ -104,7 +104,7 @@ impl Output {
         let reason = match finish {
             Finish::Stop => FinishReason::Stop,
             Finish::Length => FinishReason::Length,
-            Finish::Cancelled | Finish::Error(_) => return None,
+            Finish::Cancelled | Finish::TimedOut(_) | Finish::Error(_) => return None,
         };
         let piece = self.detokenizer.as_mut().map_or(String::new(), Detokenizer::finish);
         let mut delta = self.show(&piece);

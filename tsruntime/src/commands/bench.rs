@@ -113,6 +113,9 @@ async fn batch(model: &Model, seed: u64, prompt: u32, decode: u32, batch: u32) -
             cache_salt: "".into(),
             lease_ms: 0,
             session: 0,
+            tenant: 0,
+            priority: 0,
+            timeout_ms: 0,
         })
         .collect();
     let submitted = Instant::now();

@@ -110,6 +110,7 @@ pub async fn complete(
             Event::Finished(finish) => match (output.finished(&finish), finish) {
                 (Some(delta), _) => delta,
                 (None, Finish::Error(message)) => return Err(EngineError::Failed(message).into()),
+                (None, Finish::TimedOut(message)) => return Err(EngineError::TimedOut(message).into()),
                 (None, _) => return Err(EngineError::Closed.into()),
             },
         };

@@ -7,6 +7,7 @@ mod chat;
 mod params;
 
 use serde_json::Value;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use tsruntime_text::Chat;
 
 use crate::error::ApiError;
@@ -52,6 +53,12 @@ pub struct Params {
     /// How long the prefix cache keeps what a session has computed, for its next turn, and what names the session.
     pub lease_ms: u32,
     pub prompt_cache_key: String,
+    /// Whose share of the engine it uses: that of its salt, unless the server knows whose API key it has. 0: of all that have neither.
+    pub tenant: u64,
+    /// As vLLM's: the lower one goes first.
+    pub priority: i32,
+    /// 0: none.
+    pub timeout_ms: u32,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -249,6 +256,13 @@ impl Sampling {
         sampling(&mut Fields::of_body(Value::Object(Default::default())).expect("an object"), 1)
             .expect("nothing to refuse")
     }
+}
+
+/// A number that stands for a name; never 0.
+pub fn number_of(name: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    hasher.finish().max(1)
 }
 
 #[cfg(test)]

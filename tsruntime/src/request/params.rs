@@ -1,8 +1,10 @@
 //! The fields that all generating requests share.
 
+use std::ops::RangeInclusive;
+
 use serde_json::Value;
 
-use super::{Limits, Params, Sampling, token_ids};
+use super::{Limits, Params, Sampling, number_of, token_ids};
 use crate::error::ApiError;
 use crate::fields::{Fields, number, out_of_range, string, wrong};
 
@@ -12,6 +14,8 @@ const STOP_BYTES_MAX: usize = 1024;
 const STOP_TOKENS_MAX: usize = 1024;
 const SALT_BYTES_MAX: usize = 1024;
 const LEASE_MS_MAX: i64 = 3_600_000;
+const PRIORITIES: RangeInclusive<i64> = -8..=7;
+const TIMEOUT_S: RangeInclusive<f64> = 0.001..=86_400.0;
 const INT32_MAX: i64 = i32::MAX as i64;
 
 /// Fields of OpenAI's API that change nothing about what is generated.
@@ -21,6 +25,8 @@ const HARMLESS: [&str; 7] =
 /// All but what prompts and logprobs look like.
 pub fn common(fields: &mut Fields, limits: &Limits) -> Result<Params, ApiError> {
     let stream = fields.boolean("stream")?.unwrap_or(false);
+    let cache_salt = cache_salt(fields)?;
+    let timeout_s = fields.number("timeout", TIMEOUT_S)?.unwrap_or(0.0);
     let params = Params {
         max_tokens: fields.integer("max_tokens", 1..=INT32_MAX)?.map(|count| count as u32),
         sampling: sampling(fields, limits.vocab_size)?,
@@ -34,7 +40,10 @@ pub fn common(fields: &mut Fields, limits: &Limits) -> Result<Params, ApiError> 
         include_stop: fields.boolean("include_stop_str_in_output")?.unwrap_or(false),
         stream,
         include_usage: include_usage(fields, stream)?,
-        cache_salt: cache_salt(fields)?,
+        tenant: if cache_salt.is_empty() { 0 } else { number_of(&cache_salt) },
+        cache_salt,
+        priority: fields.integer("priority", PRIORITIES)?.unwrap_or(0) as i32,
+        timeout_ms: (f64::from(timeout_s) * 1e3).round() as u32,
         lease_ms: fields.integer("lease_ms", 0..=LEASE_MS_MAX)?.unwrap_or(0) as u32,
         prompt_cache_key: fields.string("prompt_cache_key")?.unwrap_or_default(),
     };

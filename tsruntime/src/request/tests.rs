@@ -35,6 +35,20 @@ fn a_lease_needs_a_session() {
 }
 
 #[test]
+fn a_request_has_a_class_and_a_time() {
+    let params = completion(json!({"prompt": "a", "priority": -8, "timeout": 1.5}), &LIMITS).unwrap().params;
+    assert_eq!((params.priority, params.timeout_ms, params.tenant), (-8, 1500, 0));
+    let tenants =
+        ["s", "t"].map(|salt| completion(json!({"prompt": "a", "cache_salt": salt}), &LIMITS).unwrap().params);
+    assert_ne!(tenants[0].tenant, tenants[1].tenant);
+    for (field, value) in
+        [("priority", json!(8)), ("priority", json!("high")), ("timeout", json!(0)), ("timeout", json!(90_000))]
+    {
+        assert_eq!(refused(completion, json!({"prompt": "a", field: value})).0, field);
+    }
+}
+
+#[test]
 fn a_chat_may_fill_the_context() {
     let messages = json!([{"role": "user", "content": "hi"}]);
     let request = chat(json!({"messages": messages}), &LIMITS).unwrap();

@@ -22,15 +22,20 @@ fn check(keys: &[String], headers: &HeaderMap) -> Result<(), ApiError> {
     if keys.is_empty() {
         return Ok(());
     }
-    let value = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
-    // The scheme's name has no case.
-    let token = value.filter(|value| value.len() > 7 && value[..7].eq_ignore_ascii_case(b"bearer "));
-    let Some(token) = token.map(|value| value[7..].trim_ascii()) else {
+    let Some(token) = bearer(headers) else {
         return Err(refusal("no API key was given; send it as `Authorization: Bearer KEY`"));
     };
     // Every key is compared, and all of its bytes: the time tells nothing but lengths.
     let known = keys.iter().fold(Choice::from(0), |known, key| known | key.as_bytes().ct_eq(token));
     if bool::from(known) { Ok(()) } else { Err(refusal("the API key is not one of this server's")) }
+}
+
+/// The key that a request carries, right or wrong.
+pub fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let value = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
+    // The scheme's name has no case.
+    let token = value.filter(|value| value.len() > 7 && value[..7].eq_ignore_ascii_case(b"bearer "));
+    token.map(|value| value[7..].trim_ascii())
 }
 
 fn refusal(message: &str) -> ApiError {

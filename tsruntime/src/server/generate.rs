@@ -14,13 +14,13 @@ use futures_util::stream::{self, Stream};
 
 use super::app::{Active, App};
 use super::reply::{Api, Reply};
-use super::{json_response, routes};
+use super::{auth, json_response, routes};
 use crate::error::ApiError;
 use crate::generation::{Generation, Step};
 use crate::json;
 use crate::model::{Model, Tokens};
 use crate::output::Delta;
-use crate::request::{self, GenerateRequest, Prompt};
+use crate::request::{self, GenerateRequest, Prompt, number_of};
 
 /// A stream that has nothing to tell sends a comment this often, which finds out whether its client is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -38,9 +38,11 @@ async fn generate(app: Arc<App>, request: Request, api: Api) -> Result<Response,
     let model = app.ready()?.clone();
     // From here on a drain waits for this request.
     let active = app.enter();
+    let key = if app.api_keys.is_empty() { None } else { auth::bearer(request.headers()).map(|key| number_of(&key)) };
     let body = routes::read(&app, request, app.read_timeout).await?;
     let state = app.clone();
-    let Started { reply, mut generation, stream } = off_thread(&app, move || start(&state, model, api, &body)).await?;
+    let Started { reply, mut generation, stream } =
+        off_thread(&app, move || start(&state, model, api, key, &body)).await?;
     generation = generation.measured(app.metrics.clone(), arrived);
     if stream { Ok(streamed(reply, generation, active)) } else { whole(reply, generation).await }
 }
@@ -62,9 +64,10 @@ struct Started {
 }
 
 /// From a body to running sequences.
-fn start(app: &App, model: Arc<Model>, api: Api, body: &Bytes) -> Result<Started, ApiError> {
+fn start(app: &App, model: Arc<Model>, api: Api, key: Option<u64>, body: &Bytes) -> Result<Started, ApiError> {
     let parse = if api == Api::Chat { request::chat } else { request::completion };
-    let GenerateRequest { model: asked, prompts, params } = parse(json::parse(body)?, &model.limits)?;
+    let GenerateRequest { model: asked, prompts, mut params } = parse(json::parse(body)?, &model.limits)?;
+    params.tenant = key.unwrap_or(params.tenant);
     let name = app.name(asked.as_deref())?.to_owned();
     let tokens = prompts.iter().map(|prompt| model.tokens(prompt, params.max_tokens));
     let tokens: Vec<Tokens> = tokens.collect::<Result<_, _>>()?;

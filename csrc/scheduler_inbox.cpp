@@ -1,0 +1,163 @@
+#include "scheduler.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "check.h"
+#include "text.h"
+
+namespace ts {
+
+Scheduler::Scheduler(const SchedulerOptions &options)
+    : options_(options),
+      cache_(options.num_owners, options.num_pages, options.page_size, options.prefix_cache),
+      arrays_(options.token_budget, options.max_seqs, num_pages_for(options.max_context, options.page_size),
+              options.batch_memory),
+      queue_(options.patience_ms),
+      cost_(options.cost) {
+  TS_ASSERT(options.token_budget >= 1 && options.max_seqs >= 1, "a step holds at least one token of one sequence");
+  TS_ASSERT(options.max_draft >= 0 && options.max_draft <= Draft::kMost, "a draft has room for so many tokens");
+  TS_ASSERT(options.target_step_ns == 0 || options.cost.known(), "a target needs to know what steps take");
+  const auto max_seqs = static_cast<size_t>(options.max_seqs);
+  running_.reserve(max_seqs);
+  logit_rows_.reserve(max_seqs);
+  finished_.reserve(max_seqs);
+  num_running_of_.resize(static_cast<size_t>(options.num_owners));
+  reserved_of_.resize(static_cast<size_t>(options.num_owners));
+  leases_of_.resize(static_cast<size_t>(options.num_owners));
+}
+
+void Scheduler::submit(std::unique_ptr<Sequence> sequence, int64_t waited_ms) {
+  TS_ASSERT(sequence->page_size == options_.page_size, "a sequence is made for this scheduler's pages");
+  TS_ASSERT(sequence->hashed == options_.prefix_cache, "a sequence has hashes if there is a prefix cache");
+  TS_ASSERT(num_pages_for(sequence->num_prompt + sequence->max_tokens - 1, options_.page_size) <= options_.num_pages,
+            "a request that can never fit is refused before it comes here");
+  sequence->arrival = next_arrival_++;
+  if (sequence->timeout_ms > 0) sequence->deadline_ms = now_ms_ - waited_ms + sequence->timeout_ms;
+  next_deadline_ms_ = std::min(next_deadline_ms_, sequence->deadline_ms);
+  queue_.push(std::move(sequence), now_ms_ - waited_ms);
+}
+
+void Scheduler::cancel(uint64_t id) {
+  TS_ASSERT(!in_flight_, "a request in a batch in flight cannot be cancelled");
+  for (int32_t r = 0; r < num_running(); ++r) {
+    if (running(r).sequence().id != id) continue;
+    finish(next(std::move(running(r).state), Cancel{}));
+    remove(r);
+    return;
+  }
+  end_waiting([id](const Sequence &s) { return s.id == id; }, [](const Sequence &) { return Cancel{}; });
+}
+
+void Scheduler::cancel_all() {
+  while (!running_.empty()) cancel(running_.back().sequence().id);
+  end_waiting([](const Sequence &) { return true; }, [](const Sequence &) { return Cancel{}; });
+}
+
+/// Ends those that wait and are `wanted`, with the event that `why` gives for each.
+template <class Wanted, class Why>
+void Scheduler::end_waiting(const Wanted &wanted, const Why &why) {
+  std::deque<Preempted> kept;
+  for (Preempted &preempted : preempted_) {
+    if (wanted(preempted.sequence())) {
+      auto event = why(preempted.sequence());
+      finish(Transition::apply(std::move(preempted), std::move(event)));
+    } else {
+      kept.push_back(std::move(preempted));
+    }
+  }
+  preempted_ = std::move(kept);
+  for (Queued &queued : queue_.take_all(wanted)) {
+    auto event = why(queued.sequence());
+    finish(Transition::apply(std::move(queued), std::move(event)));
+  }
+  short_of_pages_.reset();
+}
+
+void Scheduler::set_time(int64_t now_ms) {
+  TS_ASSERT(!in_flight_, "the time of a batch in flight is that of its schedule");
+  now_ms_ = std::max(now_ms_, now_ms);
+  for (Leases &leases : leases_of_) {
+    if (leases.end_due(now_ms_)) short_of_pages_.reset();
+  }
+  if (now_ms_ >= next_deadline_ms_) time_out();
+}
+
+/// Ends every request whose deadline has come. O(live requests), but only when one may have, or may have been ended since.
+void Scheduler::time_out() {
+  next_deadline_ms_ = kNever;
+  const auto due = [this](const Sequence &s) {
+    if (s.deadline_ms > now_ms_) next_deadline_ms_ = std::min(next_deadline_ms_, s.deadline_ms);
+    return s.deadline_ms <= now_ms_;
+  };
+  const auto why = [](const Sequence &s) {
+    const std::string after = "the request's timeout of " + seconds(s.timeout_ms) + " is over";
+    if (s.num_reached == 0) return TimeOut{after + ": it was still waiting to be run"};
+    return TimeOut{after + ": " + std::to_string(s.num_outputs()) + " of at most " + std::to_string(s.max_tokens) +
+                   " tokens were made"};
+  };
+  for (int32_t r = num_running() - 1; r >= 0; --r) {
+    if (!due(running(r).sequence())) continue;
+    TimeOut event = why(running(r).sequence());
+    finish(next(std::move(running(r).state), std::move(event)));
+    remove(r);
+  }
+  end_waiting(due, why);
+}
+
+void Scheduler::end_leases() {
+  while (end_soonest_leases()) {
+  }
+  short_of_pages_.reset();
+}
+
+/// One of each owner that has any. False if none has.
+bool Scheduler::end_soonest_leases() {
+  bool any = false;
+  for (Leases &leases : leases_of_) {
+    if (leases.empty()) continue;
+    leases.end_soonest();
+    any = true;
+  }
+  return any;
+}
+
+int32_t Scheduler::num_leases() const {
+  int32_t num_leases = 0;
+  for (const Leases &leases : leases_of_) num_leases += leases.size();
+  return num_leases;
+}
+
+void Scheduler::finish(Finished &&finished) {
+  finished_.push_back(std::move(finished));
+  ++counters_.num_finished;
+}
+
+void Scheduler::take_finished(std::vector<Finished> &into) {
+  into.clear();
+  into.swap(finished_);
+}
+
+void Scheduler::check() const {
+  cache_.check();
+  TS_ASSERT(!in_flight_, "invariants are checked between steps");
+  queue_.check();
+  const auto in_order = [](const Preempted &a, const Preempted &b) { return a.sequence().turn < b.sequence().turn; };
+  TS_ASSERT(std::is_sorted(preempted_.begin(), preempted_.end(), in_order), "who was admitted first resumes first");
+  int32_t num_prefilling = 0;
+  for (const Running &seq : running_) {
+    num_prefilling += std::holds_alternative<Prefilling>(seq.state) ? 1 : 0;
+    TS_ASSERT(preempted_.empty() || seq.sequence().turn < preempted_.front().sequence().turn, "the oldest run");
+    TS_ASSERT(seq.sequence().deadline_ms > now_ms_, "nothing runs past its deadline");
+    TS_ASSERT(seq.context().num_pages() * options_.page_size >= seq.num_computed(), "what was computed lies in pages");
+    TS_ASSERT(seq.context().num_sealed() == seq.num_computed() / options_.page_size, "full pages are sealed");
+  }
+  const auto by_owner = [](const Running &a, const Running &b) { return a.sequence().owner < b.sequence().owner; };
+  TS_ASSERT(std::is_sorted(running_.begin(), running_.end(), by_owner), "those of an owner are together");
+  for (const Leases &leases : leases_of_) {
+    TS_ASSERT(leases.num_pages() <= options_.num_pages / 2, "leases hold at most half of the pages");
+  }
+  TS_ASSERT(num_prefilling <= 1, "at most one sequence is in the middle of its prefill");
+}
+
+}  // namespace ts

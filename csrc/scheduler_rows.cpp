@@ -1,0 +1,90 @@
+#include "scheduler.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "check.h"
+
+namespace ts {
+
+int32_t Scheduler::youngest() const {
+  const auto it = std::max_element(running_.begin(), running_.end(), [](const Running &a, const Running &b) {
+    return a.sequence().turn < b.sequence().turn;
+  });
+  return static_cast<int32_t>(it - running_.begin());
+}
+
+void Scheduler::move_row(int32_t from, int32_t to) {
+  running(to) = std::move(running(from));
+  arrays_.move_row(from, to, running(to).context().num_pages());
+}
+
+/// The row behind those of `owner`: of each owner after it, the first sequence moves behind the last. If it is no new row, what
+/// runs there is spent.
+int32_t Scheduler::make_row(int32_t owner) {
+  int32_t row = num_running();
+  for (int32_t o = cache_.num_owners() - 1; o > owner; --o) {
+    const int32_t count = num_running_of_[static_cast<size_t>(o)];
+    if (count == 0) continue;
+    const int32_t first = row - count;
+    if (row == num_running()) {
+      running_.push_back(std::move(running(first)));
+      arrays_.move_row(first, row, running_.back().context().num_pages());
+    } else {
+      move_row(first, row);
+    }
+    row = first;
+  }
+  ++num_running_of_[static_cast<size_t>(owner)];
+  return row;
+}
+
+/// Takes out the r-th sequence, whose state is spent; the last one of its owner moves to its row, to that one's the last of the
+/// next owner, and so on.
+void Scheduler::remove(int32_t r) {
+  int32_t end = 0, hole = r;
+  for (int32_t &count : num_running_of_) {
+    const bool mine = end <= r && r < end + count;
+    end += count;
+    if (end <= r) continue;
+    if (mine) --count;
+    if (hole != end - 1) move_row(end - 1, hole);
+    hole = end - 1;
+  }
+  running_.pop_back();
+  short_of_pages_.reset();
+}
+
+void Scheduler::remove_ended() {
+  for (int32_t r = num_running() - 1; r >= 0; --r) {
+    if (running(r).num_tokens == 0) remove(r);
+  }
+}
+
+void Scheduler::fill_arrays() {
+  arrays_.clear();
+  logit_rows_.clear();
+  for (int32_t r = 0; r < num_running(); ++r) {
+    const Running &seq = running(r);
+    const Sequence &sequence = seq.sequence();
+    const int32_t begin = seq.num_computed();
+    const int32_t end = begin + seq.num_tokens;
+    const int32_t known = sequence.num_tokens();
+    TS_ASSERT(seq.num_tokens >= 1 && end <= known + seq.draft.size, "every running sequence has tokens in every step");
+    arrays_.add_sequence(end);
+    for (int32_t p = begin; p < end;) {
+      const WritablePage &page = seq.context().open_page(p, options_.page_size);
+      int32_t offset = p % options_.page_size;
+      for (; p < end && offset < options_.page_size; ++p) {
+        const int32_t token =
+            p < known ? sequence.tokens[static_cast<size_t>(p)] : seq.draft.tokens[static_cast<size_t>(p - known)];
+        arrays_.add_token(token, p, page.slot(offset++));
+        if (p < known - 1) continue;
+        arrays_.want_logits();
+        logit_rows_.push_back({r, p - (known - 1)});
+      }
+    }
+  }
+}
+
+}  // namespace ts
