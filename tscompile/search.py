@@ -18,6 +18,7 @@ from tscompile.ir import Attr, Graph, Op, Value, Weight
 from tscompile.mesh import by_sequence
 from tscompile.placement import Owned, Partial, Placement, Replicate, Shard
 from tscompile.price import Prices, collective_of
+from tscompile.recipe import checkpoint_names
 from tscompile.sharding import Strategy, Taken, chosen, rule_of, strategies
 
 MAX_STATES = 64  # kept after each op, the cheapest
@@ -235,8 +236,10 @@ class Search:
         return [s for s in self._all(op) if all(s.takes[i] == pin for i, pin in pins)]
 
     def _pin(self, value: Value) -> Placement | None:
-        """Where a weight or a KV cache has to stay."""
-        stays = self.pinned and (isinstance(value, Weight) or value.state)
+        """Where a checkpoint's weight or a KV cache has to stay. What is computed is small: it may be there
+        twice."""
+        held = isinstance(value, Weight) and any(checkpoint_names(value.recipe))
+        stays = self.pinned and (held or value.state)
         return value.placement[self.index] if stays else None
 
     def _all(self, op: Op) -> list[Strategy]:

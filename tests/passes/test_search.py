@@ -89,6 +89,20 @@ def test_rows_move_where_tokens_have_few_experts(ranks: int, k: int, moves: int)
     assert not placed(routed(f"mesh(ep={ranks})", k), Prices.of("sm_90a", 8))["ragged_all_to_all"]
 
 
+def test_rows_move_in_large_steps_alone() -> None:
+    """Over the same experts; which of them are a rank's own is a weight that is there twice."""
+    build = golden.build_of(routed("mesh(ep=8)", 2), targets=("sm_90a",), max_tokens=8192)
+    propagate.run(build)
+    small, large = build.buckets.values()
+    found = [{v.name: str(v.placement[0]) for v in graph.values()} for graph in (small, large)]
+    assert [names["order.0"] for names in found] == ["S(0)", "S(0,T)"]
+    assert [names["up.0"] for names in found] == ["S(0)", "S(0)"]
+    assert [[w for w in names if w.startswith("numbers.0")] for names in found] == [
+        ["numbers.0.ep-S0"],
+        ["numbers.0"],
+    ]
+
+
 def test_sequences_stay_with_their_cache() -> None:
     graph = layered(2, "mesh(dp=4, tp=2)")
     placed(graph, Prices.of("sm_100a", 64))

@@ -111,18 +111,20 @@ def test_tokens_in_parts(
 
 
 @pytest.mark.parametrize(
-    ("name", "mesh"),
+    ("name", "mesh", "fewest"),
     [
-        ("qwen3-moe", {"ep": 2}),
-        ("qwen3-moe", {"dp": 2, "ep": 2}),
-        ("deepseek-routed", {"dp": 2}),
-        ("deepseek-routed", {"ep": 4}),
+        ("qwen3-moe", {"ep": 2}, 0),
+        ("qwen3-moe", {"ep": 2}, 9),
+        ("qwen3-moe", {"dp": 2, "ep": 2}, 0),
+        ("deepseek-routed", {"dp": 2}, 0),
+        ("deepseek-routed", {"ep": 4}, 0),
     ],
 )
 def test_rows_of_experts_move(
-    name: str, mesh: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, mesh: dict[str, int], fewest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From their tokens' ranks to those of their experts and back, whatever the step; ranks without any."""
+    """From their tokens' ranks to those of their experts and back, in steps of as many tokens or more; ranks
+    without any."""
     reference(SPECS[name]).save_pretrained(tmp_path)
     generator = torch.Generator().manual_seed(3)
     prompts = [torch.randint(500, (length,), generator=generator).tolist() for length in (37, 5, 1, 70)]
@@ -130,10 +132,15 @@ def test_rows_of_experts_move(
     sizes = {"page_size": 32, "max_tokens": 64, "max_seqs": 6}
     with Engine(plans.build(tmp_path, tmp_path / "1.tsp", **sizes), num_threads=1) as engine:
         wanted = [answer.tokens for answer in engine.generate(asked)]
-    monkeypatch.setattr(propagate, "prices_of", lambda _: plans.rows_free())
+    slow = plans.prices(1e-4, 1e12, sharded=True)
+    monkeypatch.setattr(
+        propagate, "prices_of", lambda at: slow if 1 <= at.tokens < fewest else plans.rows_free()
+    )
     path = plans.build(tmp_path, tmp_path / "several.tsp", **sizes, **mesh)
     launches = plans.launches(path)
-    assert "ragged_all_to_all" in {launch.get("collective") for launch in launches}
+    moves = [launch["to"] for launch in launches if launch.get("collective") == "ragged_all_to_all"]
+    routes = [launch for launch in launches if launch.get("kernel", "").startswith("sort_routes")]
+    assert moves == ["experts", "tokens"] * (len(routes) // (2 if fewest else 1))
     with ranks_of(path, math.prod(mesh.values())) as engine:
         assert [answer.tokens for answer in engine.generate(asked)] == wanted
         assert [engine.generate([one])[0].tokens for one in asked[:2]] == wanted[:2]

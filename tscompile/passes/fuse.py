@@ -15,7 +15,7 @@ from tscompile.build import Build, Receipt
 from tscompile.cut import Cut, Cutter
 from tscompile.ir import Graph, Op, Value, Weight
 from tscompile.match import Bind, Either, Found, Mismatch, Node, Parameter, Pattern, Through, projection
-from tscompile.recipe import Concat, Interleave, Recipe
+from tscompile.recipe import Concat, Interleave, Recipe, checkpoint_names
 from tscompile.rewrite import Rewriter, common_path, in_order
 
 TILE = 16  # columns that gate and up take in turn: the kernels' tile
@@ -109,7 +109,7 @@ def run(build: Build) -> None:
     build.smaller = {
         tokens: graph
         for tokens, graph in build.smaller.items()
-        if merged >= {weight.name for weight in graph.weights}
+        if merged >= {weight.name for weight in graph.weights if any(checkpoint_names(weight.recipe))}
     }
 
 

@@ -24,6 +24,7 @@ from tscompile.mesh import by_stage
 from tscompile.placement import Placement, Replicate
 from tscompile.price import Prices
 from tscompile.reasons import reasons
+from tscompile.recipe import checkpoint_names
 from tscompile.search import Search, settled
 from tscompile.sharding import Strategy
 
@@ -112,7 +113,8 @@ def alike(one: Graph, other: Graph) -> bool:
 
 
 def assign(graph: Graph, index: int, found: Sequence[Strategy]) -> None:
-    """Writes the strategies into values' placements. A weight wanted in two ways becomes two."""
+    """Writes the strategies into values' placements. A weight wanted in two ways becomes two; so does one
+    that is computed, and lies otherwise than before, as it may in steps of another size."""
     twins: dict[tuple[int, Placement], Weight] = {}
     seen: set[int] = set()
     weights: list[Weight] = []
@@ -121,7 +123,8 @@ def assign(graph: Graph, index: int, found: Sequence[Strategy]) -> None:
             if isinstance(value, Weight):
                 if (id(value), wanted) not in twins:
                     twin = value
-                    if id(value) in seen:
+                    computed = not any(checkpoint_names(value.recipe))
+                    if id(value) in seen or (computed and value.placement[index] != wanted):
                         where = "".join(letter for letter in str(wanted) if letter.isalnum())
                         name = f"{value.name}.{graph.mesh.names[index]}-{where}"
                         twin = Weight(
