@@ -15,6 +15,8 @@ constexpr int64_t kGrain = 16;        // elements: threads part a value at lines
 constexpr int64_t kBlock = 1024;      // elements reduced at a time, so that their sums stay in the first cache
 constexpr int64_t kTwoSteps = 32768;  // elements from which an all_reduce of more than two ranks goes in two steps
 
+constexpr size_t kSender = 0, kReceiver = 1;  // of the two that a send has
+
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 /// The share [first, second) of `count` elements that part `index` of `parts` has.
@@ -55,7 +57,7 @@ void take_max(float *__restrict most, const float *__restrict x, int64_t count) 
 }  // namespace
 
 BoundCollective::BoundCollective(const Collective &what, const Mesh &mesh, int32_t rank, RankGroup *group, int32_t half,
-                                 const void *in, void *out, const void *counts)
+                                 const void *in, void *out, const void *counts, bool is_here)
     : what_(what),
       group_(group),
       half_(half),
@@ -63,7 +65,14 @@ BoundCollective::BoundCollective(const Collective &what, const Mesh &mesh, int32
       in_(static_cast<const uint8_t *>(in)),
       out_(static_cast<uint8_t *>(out)),
       counts_(static_cast<const int32_t *>(counts)) {
-  for (int32_t q = 0; q < what.num_ranks; ++q) peers_.push_back(mesh.peer(rank, what.axis, q));
+  if (what.kind == Collective::Kind::send) {
+    const auto mine = static_cast<int32_t>(coordinate_);
+    coordinate_ = mine == what.src ? kSender : kReceiver;
+    if (mine != what.src && mine != what.dst) return;
+    peers_ = {mesh.peer(rank, what.axis, what.src), mesh.peer(rank, what.axis, what.dst)};
+  } else if (is_here) {
+    for (int32_t q = 0; q < what.num_ranks; ++q) peers_.push_back(mesh.peer(rank, what.axis, q));
+  }
 }
 
 uint64_t BoundCollective::staging_bytes(const Collective &what, const Limits &limits, const Mesh &mesh) {
@@ -89,12 +98,14 @@ bool BoundCollective::run(const TokenParts &tokens, int thread, int num_threads)
   const int64_t all = tokens.of(TokenParts::kWhole).num_tokens;
   const int64_t outer = what_.outer(tokens.of(what_.rows_axis).num_tokens, tokens.of(TokenParts::kWhole).num_logits);
   const auto kind = what_.kind;
+  // Every rank must take as many steps, whatever its part of the tokens.
+  const int64_t most = what_.outer(all, tokens.of(TokenParts::kWhole).num_logits) * what_.run;
+  const bool large = most >= kTwoSteps && !what_.integers;
+  const bool in_two = kind == Collective::Kind::all_reduce && what_.num_ranks > 2 && large;
+  if (peers_.empty()) return wait(in_two);
+  if (in_two) return all_reduce_in_two(outer * what_.run, thread, num_threads);
   if (kind == Collective::Kind::ragged_all_to_all) {
     return what_.to_experts ? to_experts(thread, num_threads) : to_tokens(thread, num_threads);
-  }
-  const bool large = outer * what_.run >= kTwoSteps && !what_.integers;
-  if (kind == Collective::Kind::all_reduce && what_.num_ranks > 2 && large) {
-    return all_reduce_in_two(outer * what_.run, thread, num_threads);
   }
   const Parts runs = parts(tokens, what_.run);
   if (kind == Collective::Kind::slice) {
@@ -103,7 +114,9 @@ bool BoundCollective::run(const TokenParts &tokens, int thread, int num_threads)
   }
   // Staged even where there are no rows: barriers keep the halves apart.
   const Parts counts = parts(tokens, 1);
-  const auto elements = [&](size_t q) { return outer * what_.in_run(counts.size(q), all); };
+  const auto elements = [&](size_t q) {
+    return kind == Collective::Kind::send && q != kSender ? 0 : outer * what_.in_run(counts.size(q), all);
+  };
   if (what_.num_ranks > 1 && !stage(elements, thread, num_threads)) return false;
   if (kind == Collective::Kind::all_reduce) reduce(outer, what_.run, 0, what_.run, thread, num_threads);
   if (kind == Collective::Kind::reduce_scatter) {
@@ -111,7 +124,20 @@ bool BoundCollective::run(const TokenParts &tokens, int thread, int num_threads)
   }
   if (kind == Collective::Kind::all_gather) gather(outer, runs, thread, num_threads);
   if (kind == Collective::Kind::all_to_all) exchange(outer, parts(tokens, what_.part), thread, num_threads);
+  if (kind == Collective::Kind::send && coordinate_ == kReceiver) receive(outer * what_.run, thread, num_threads);
   return true;
+}
+
+bool BoundCollective::wait(bool in_two) const {
+  const auto nothing = [](size_t, size_t) { return StagedPart{}; };
+  if (what_.num_ranks == 1 || what_.kind == Collective::Kind::slice) return true;
+  return group_->exchange(half_, {}, nothing) && (!in_two || group_->exchange(half_, {}, nothing));
+}
+
+void BoundCollective::receive(int64_t elements, int thread, int num_threads) const {
+  const auto [begin, end] = share_of(elements, thread, num_threads);
+  const auto at = static_cast<size_t>(begin * what_.element_bytes);
+  std::memcpy(out_ + at, part_of(kSender) + at, static_cast<size_t>((end - begin) * what_.element_bytes));
 }
 
 void BoundCollective::put(int64_t elements, int thread, int num_threads) const {

@@ -21,9 +21,10 @@ namespace ts {
 /// Reductions are in f32 and in the order of ranks, whatever the threads: every rank gets the same bits.
 class BoundCollective {
  public:
-  /// `group` may be null if the axis has one rank. `half`: 0 and 1 in turn. counts: of a ragged_all_to_all [ranks][experts].
+  /// `group` may be null if the axis has one rank. `half`: 0 and 1 in turn. counts: of a ragged_all_to_all [ranks][experts]. `is_here`:
+  /// whether this rank's stage runs it; a rank of another only waits with the others.
   BoundCollective(const Collective &what, const Mesh &mesh, int32_t rank, RankGroup *group, int32_t half,
-                  const void *in, void *out, const void *counts = nullptr);
+                  const void *in, void *out, const void *counts = nullptr, bool is_here = true);
 
   /// False if the group was aborted: then the step is over.
   bool run(const TokenParts &tokens, int thread, int num_threads) const;
@@ -48,6 +49,8 @@ class BoundCollective {
   void put(int64_t elements, int thread, int num_threads) const;  ///< a thread's part of the input, into staging
   template <class Elements>                                       // elements(q): what rank q of the axis stages
   bool stage(const Elements &elements, int thread, int num_threads) const;
+  bool wait(bool in_two) const;  ///< with those who take part
+  void receive(int64_t elements, int thread, int num_threads) const;
   bool all_reduce_in_two(int64_t elements, int thread, int num_threads) const;
   void reduce(int64_t outer, int64_t row, int64_t begin, int64_t size, int thread, int num_threads) const;
   void gather(int64_t outer, const Parts &parts, int thread, int num_threads) const;
@@ -68,8 +71,8 @@ class BoundCollective {
   const Collective what_;
   RankGroup *group_;
   int32_t half_;
-  size_t coordinate_;           // on the axis
-  std::vector<int32_t> peers_;  // ranks on the axis, in order, with this one
+  std::vector<int32_t> peers_;  // ranks that take part, in order, with this one: those on the axis; none if it does not
+  size_t coordinate_;           // among them
   const uint8_t *in_;
   uint8_t *out_;
   const int32_t *counts_;

@@ -54,12 +54,12 @@ int choose_threads(int wanted) {
 }
 
 /// The number of KV pages, as ts_engine_options says. Throws TS_NO_MEMORY, telling the parts, if that and the arena do not fit.
-/// Each rank takes as much, from one memory.
+/// Each rank takes as much, from one memory: as much as the one that has the most layers.
 int32_t choose_pages(const Program &program, const ExecutorOptions &options, const Mesh &mesh) {
   const int32_t num_here = options.ranks.num_here == 0 ? mesh.num_ranks() : options.ranks.num_here;
   const int32_t num_owners = mesh.num_owners();
   const Limits &limits = program.limits;
-  const uint64_t page_bytes = program.page_bytes * static_cast<uint64_t>(program.num_layers);
+  const uint64_t page_bytes = program.page_bytes * static_cast<uint64_t>(std::max(program.most_layers(), 1));
   const int64_t most = std::numeric_limits<int32_t>::max() / limits.page_size / num_owners;  // a slot is an int32
   const uint64_t free = available_memory() / static_cast<uint64_t>(num_here);
   int64_t pages = options.num_pages;
@@ -142,7 +142,8 @@ Executor::Impl::Impl(std::shared_ptr<const Plan> plan_, Program program_, Ranks 
       ranks(std::move(ranks_)),
       num_pages(num_pages_),
       arena(program.arena_bytes, "the arena"),
-      kv(static_cast<uint64_t>(num_pages) * program.page_bytes * static_cast<uint64_t>(program.num_layers),
+      kv(static_cast<uint64_t>(num_pages) * program.page_bytes *
+             static_cast<uint64_t>(std::max(program.layers_before(program.num_layers), 1)),
          "the KV cache"),
       workers(num_threads,
               ranks.group ? ranks.group->most_turns() : (num_threads <= usable_cores() ? Patience::kMostTurns : 0)),
@@ -171,7 +172,7 @@ void *Executor::Impl::address(const Argument &argument) const {
 /// Where page 0 of a layer lies, or would lie: pages are numbered over all owners of sequences, and a rank has its own alone.
 void *Executor::Impl::kv_pages(int32_t layer) const {
   const int64_t layer_bytes = static_cast<int64_t>(num_pages) * static_cast<int64_t>(program.page_bytes);
-  return kv.data() + (layer - plan->mesh().owner(program.rank)) * layer_bytes;
+  return kv.data() + (program.layers_before(layer) - plan->mesh().owner(program.rank)) * layer_bytes;
 }
 
 void Executor::Impl::bind() {
@@ -192,6 +193,8 @@ void Executor::Impl::bind() {
 
 void Executor::Impl::bind(const Launch &launch, const Limits &limits, int32_t &num_staged,
                           std::vector<Bound> &launches) {
+  const bool is_here = program.is_here(launch.stage);
+  if (!is_here && !launch.collective) return;
   void *const *first = pointers.data() + pointers.size();
   for (const Argument &argument : launch.arguments) {
     void *pointer = address(argument);
@@ -206,7 +209,7 @@ void Executor::Impl::bind(const Launch &launch, const Limits &limits, int32_t &n
     const int32_t half = staged ? num_staged++ % 2 : 0;
     const size_t last = launch.arguments.size() - 1;
     bound.collective.emplace(*collective, plan->mesh(), program.rank, ranks.group.get(), half, first[0], first[last],
-                             last > 1 ? first[1] : nullptr);
+                             last > 1 ? first[1] : nullptr, is_here);
   } else {
     bound.kernel = kernels.find(launch.kernel);
     bound.args = {&parts.of(launch.tokens_axis), first};
@@ -249,6 +252,7 @@ void verify_weights(const Plan &plan, const Program &program) {
   std::vector<std::string_view> names;
   for (const Bucket &bucket : program.buckets) {
     for (const Launch &launch : bucket.launches) {
+      if (!program.is_here(launch.stage)) continue;
       for (const Argument &argument : launch.arguments) {
         if (argument.kind == Argument::Kind::weight) names.emplace_back(argument.entry);
       }

@@ -4,6 +4,7 @@ namespace ts {
 namespace {
 
 constexpr const char *kBySequence = "dp";  // AXES in tscompile/mesh.py
+constexpr const char *kByStage = "pp";
 
 }  // namespace
 
@@ -35,6 +36,16 @@ int32_t Mesh::peer(int32_t rank, int32_t axis, int32_t coordinate) const {
 }
 
 bool Mesh::by_sequence(int32_t axis) const { return axis == find(kBySequence); }
+
+int32_t Mesh::num_stages() const {
+  const int32_t axis = find(kByStage);
+  return axis < 0 ? 1 : axes[static_cast<size_t>(axis)].size;
+}
+
+int32_t Mesh::stage(int32_t rank) const {
+  const int32_t axis = find(kByStage);
+  return axis < 0 ? 0 : coordinate(rank, axis);
+}
 
 int32_t Mesh::num_owners() const {
   const int32_t axis = find(kBySequence);

@@ -22,6 +22,8 @@ struct Mesh {
   int32_t peer(int32_t rank, int32_t axis,
                int32_t coordinate) const;  ///< who stands at `coordinate` there, else like `rank`
   bool by_sequence(int32_t axis) const;    ///< whether tokens that are sharded over it lie with their sequence
+  int32_t num_stages() const;              ///< pipeline stages
+  int32_t stage(int32_t rank) const;       ///< which of them `rank` runs
   int32_t num_owners() const;              ///< parts that sequences and their cache are shared out in
   int32_t owner(int32_t rank) const;       ///< which of them `rank` has
   std::string text() const;                ///< "tp=2" or "dp=2,tp=4"

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <limits>
-#include <numeric>
 #include <utility>
 
 #include "json.h"
@@ -149,12 +148,13 @@ Value word_of(const JsonNode &node, const std::array<std::pair<std::string_view,
   fail(TS_BAD_PLAN, node.where(), " is ", in_quotes(text), ", wanted one of ", wanted);
 }
 
-constexpr std::array<std::pair<std::string_view, Collective::Kind>, 6> kCollectives = {
+constexpr std::array<std::pair<std::string_view, Collective::Kind>, 7> kCollectives = {
     {{"all_reduce", Collective::Kind::all_reduce},
      {"reduce_scatter", Collective::Kind::reduce_scatter},
      {"all_gather", Collective::Kind::all_gather},
      {"all_to_all", Collective::Kind::all_to_all},
      {"slice", Collective::Kind::slice},
+     {"send", Collective::Kind::send},
      {"ragged_all_to_all", Collective::Kind::ragged_all_to_all}}};
 constexpr std::array<std::pair<std::string_view, bool>, 2> kOwners = {{{"experts", true}, {"tokens", false}}};
 constexpr std::array<std::pair<std::string_view, bool>, 2> kGathers = {{{"first", true}, {"second", false}}};
@@ -177,6 +177,24 @@ void parse_rows(const JsonNode &node, const Mesh &mesh, Collective &c) {
   c.rows = word_of(node, kRows);
 }
 
+/// The stage that alone runs a launch.
+int32_t parse_stage(const JsonNode &node, const Mesh &mesh) {
+  const auto stage = node.find("stage");
+  if (!stage) return Launch::kEveryStage;
+  if (mesh.num_stages() == 1) {
+    fail(TS_BAD_PLAN, stage->where(), " is ", stage->integer(0, kMaxLayers), ", but the mesh ", mesh.text(),
+         " has no stages");
+  }
+  return static_cast<int32_t>(stage->integer(0, mesh.num_stages() - 1));
+}
+
+/// A send's ends, coordinates on its axis.
+void parse_ends(const JsonNode &node, Collective &c) {
+  c.src = static_cast<int32_t>(node["src"].integer(0, c.num_ranks - 1));
+  c.dst = static_cast<int32_t>(node["dst"].integer(0, c.num_ranks - 1));
+  if (c.src == c.dst) fail(TS_BAD_PLAN, node.where(), " sends from ", c.src, " to ", c.dst, ", wanted two ranks");
+}
+
 /// The buffer holds outer * run elements, at the most rows that a step may have.
 void check_collective_buffer(const JsonNode &node, const Buffer &buffer, int64_t element_bytes, int64_t outer,
                              int64_t run) {  // outer: below 2^20 * 2^26
@@ -190,7 +208,7 @@ void check_collective_buffer(const JsonNode &node, const Buffer &buffer, int64_t
 /// Of a ragged_all_to_all, what the others have not.
 void parse_ragged(const JsonNode &node, Collective &c) {
   constexpr int64_t kMaxExperts = 1 << 16, kMaxRun = 1 << 24, kMaxTop = 1 << 10;
-  node.expect_keys({"args", "axis", "collective", "dtype", "experts", "op", "run", "to", "top"});
+  node.expect_keys({"args", "axis", "collective", "dtype", "experts", "op", "run", "to", "top"}, {"stage"});
   c.element_bytes = word_of(node["dtype"], kElementBytes);
   c.to_experts = word_of(node["to"], kOwners);
   c.experts = multiple(node["experts"], c.num_ranks, kMaxExperts, c.num_ranks);
@@ -213,16 +231,20 @@ Collective parse_fields(const JsonNode &node, const Mesh &mesh) {
     return c;
   }
   if (reduces) {
-    node.expect_keys({"args", "axis", "collective", "dtype", "op", "reduce", "rows", "run", "times"}, {"parts"});
+    node.expect_keys({"args", "axis", "collective", "dtype", "op", "reduce", "rows", "run", "times"},
+                     {"parts", "stage"});
     c.reduce = word_of(node["reduce"], kReductions);
   } else if (c.kind == Kind::all_to_all) {
     node.expect_keys({"args", "axis", "collective", "dtype", "gathers", "op", "part", "rows", "run", "times"},
-                     {"parts"});
+                     {"parts", "stage"});
     c.gathers_first = word_of(node["gathers"], kGathers);
     c.part = node["part"].integer(1, kMaxTimes);
+  } else if (c.kind == Kind::send) {
+    node.expect_keys({"args", "axis", "collective", "dst", "dtype", "op", "rows", "run", "src", "times"});
   } else {
-    node.expect_keys({"args", "axis", "collective", "dtype", "op", "rows", "run", "times"}, {"parts"});
+    node.expect_keys({"args", "axis", "collective", "dtype", "op", "rows", "run", "times"}, {"parts", "stage"});
   }
+  if (c.kind == Kind::send) parse_ends(node, c);
   parse_rows(node["rows"], mesh, c);
   if (const auto parts = node.find("parts")) {
     c.tokens = word_of(*parts, kParts);
@@ -247,6 +269,7 @@ Collective parse_fields(const JsonNode &node, const Mesh &mesh) {
 Launch parse_collective(const JsonNode &node, const Plan &plan, const Program &program, const Limits &limits) {
   const Collective c = parse_fields(node, plan.mesh());
   Launch launch;
+  launch.stage = parse_stage(node, plan.mesh());
   launch.op = node["op"].text();
   const JsonNode args = node["args"];
   const bool ragged = c.kind == Collective::Kind::ragged_all_to_all;
@@ -282,8 +305,9 @@ Launch parse_collective(const JsonNode &node, const Plan &plan, const Program &p
 
 Launch parse_launch(const JsonNode &node, const Plan &plan, const Program &program, const Limits &limits) {
   if (node.find("collective")) return parse_collective(node, plan, program, limits);
-  node.expect_keys({"args", "kernel", "op"}, {"tokens"});
+  node.expect_keys({"args", "kernel", "op"}, {"stage", "tokens"});
   Launch launch;
+  launch.stage = parse_stage(node, plan.mesh());
   if (const auto axis = node.find("tokens")) launch.tokens_axis = parse_axis(*axis, plan.mesh());
   const JsonNode kernel = node["kernel"];
   launch.kernel = kernel.text();
@@ -300,6 +324,22 @@ Launch parse_launch(const JsonNode &node, const Plan &plan, const Program &progr
   for (size_t i = 0; i < args.size(); ++i) launch.arguments.push_back(parse_argument(args.at(i), plan, program));
   check_overlap(node, launch, program.buffers);
   return launch;
+}
+
+/// A layer's cache is on one stage, or on every.
+void place_layers(const JsonNode &node, const Bucket &bucket, Program &program) {
+  for (size_t i = 0; i < bucket.launches.size(); ++i) {
+    const Launch &launch = bucket.launches[i];
+    for (const Argument &argument : launch.arguments) {
+      if (argument.kind != Argument::Kind::kv || launch.stage == Launch::kEveryStage) continue;
+      int32_t &stage = program.layer_stages[static_cast<size_t>(argument.index)];
+      if (stage != Launch::kEveryStage && stage != launch.stage) {
+        fail(TS_BAD_PLAN, node["launches"].at(i).where(), " of stage ", launch.stage, " takes the cache of layer ",
+             argument.index, ", which is on stage ", stage);
+      }
+      stage = launch.stage;
+    }
+  }
 }
 
 void parse_logits(const JsonNode &node, const Program &program, Bucket &bucket) {
@@ -336,6 +376,7 @@ void parse_buckets(const JsonNode &node, const Plan &plan, Program &program) {
   for (size_t i = 0; i < node.size(); ++i) {
     const int32_t least = i == 0 ? 1 : program.buckets.back().limits.max_tokens + 1;
     program.buckets.push_back(parse_bucket(node.at(i), plan, program, least));
+    place_layers(node.at(i), program.buckets.back(), program);
   }
   if (const int32_t most = program.buckets.back().limits.max_tokens; most != program.limits.max_tokens) {
     fail(TS_BAD_PLAN, node.at(node.size() - 1).where(), ".max_tokens is ", most, ", the limits have ",
@@ -344,71 +385,6 @@ void parse_buckets(const JsonNode &node, const Plan &plan, Program &program) {
 }
 
 }  // namespace
-
-namespace {
-
-int64_t most_tokens_over(int32_t axis, const Limits &limits, const Mesh &mesh) {
-  const int32_t ranks = mesh.axes[static_cast<size_t>(axis)].size;
-  return mesh.by_sequence(axis) ? limits.max_tokens : (limits.max_tokens + ranks - 1) / ranks;
-}
-
-}  // namespace
-
-int64_t Collective::most_tokens(const Limits &limits, const Mesh &mesh) const {
-  return most_tokens_over(axis, limits, mesh);
-}
-
-int64_t Collective::rows_for(const int32_t *counts, int64_t q, int64_t first, int64_t last) const {
-  return std::accumulate(counts + q * experts + first, counts + q * experts + last, int64_t{0});
-}
-
-int64_t Collective::most_taken(const Limits &limits, const Mesh &mesh) const {
-  return (to_experts ? most_tokens(limits, mesh) : limits.max_tokens) * top * run;
-}
-
-int64_t Collective::most_given(const Limits &limits, const Mesh &mesh) const {
-  return (to_experts ? limits.max_tokens : most_tokens(limits, mesh)) * top * run;
-}
-
-int64_t Collective::most_outer(const Limits &limits, const Mesh &mesh) const {
-  return outer(rows_axis < 0 ? limits.max_tokens : most_tokens_over(rows_axis, limits, mesh), limits.max_seqs);
-}
-
-int64_t Collective::in_run(int64_t mine, int64_t all) const {
-  const int64_t own = tokens ? mine : 1, whole = tokens ? all : num_ranks;
-  switch (kind) {
-    case Kind::all_reduce:
-      return run;
-    case Kind::reduce_scatter:
-    case Kind::slice:
-      return whole * run;
-    case Kind::all_gather:
-      return own * run;
-    case Kind::all_to_all:
-      return gathers_first ? own * part * num_ranks * run : whole * part * run;
-    case Kind::ragged_all_to_all:
-      break;
-  }
-  return run;
-}
-
-int64_t Collective::out_run(int64_t mine, int64_t all) const {
-  const int64_t own = tokens ? mine : 1, whole = tokens ? all : num_ranks;
-  switch (kind) {
-    case Kind::all_reduce:
-      return run;
-    case Kind::reduce_scatter:
-    case Kind::slice:
-      return own * run;
-    case Kind::all_gather:
-      return whole * run;
-    case Kind::all_to_all:
-      return gathers_first ? whole * part * run : own * part * num_ranks * run;
-    case Kind::ragged_all_to_all:
-      break;
-  }
-  return run;
-}
 
 Program parse_program(const Plan &plan, std::string_view target, int32_t rank) {
   const std::string name = "tsp/program/" + std::string(target);
@@ -423,6 +399,7 @@ Program parse_program(const Plan &plan, std::string_view target, int32_t rank) {
   root.expect_keys({"abi", "arena_bytes", "buckets", "buffers", "kv", "limits", "target"});
   Program program;
   program.rank = rank;
+  program.stage = plan.mesh().stage(rank);
   program.target = root["target"].text();
   if (program.target != target)
     fail(TS_BAD_PLAN, name, ".target is ", in_quotes(program.target), ", wanted ", in_quotes(target));
@@ -432,6 +409,7 @@ Program parse_program(const Plan &plan, std::string_view target, int32_t rank) {
   const JsonNode kv = root["kv"];
   kv.expect_keys({"num_layers", "page_bytes"});
   program.num_layers = static_cast<int32_t>(kv["num_layers"].integer(1, kMaxLayers));
+  program.layer_stages.assign(static_cast<size_t>(program.num_layers), Launch::kEveryStage);
   program.page_bytes = static_cast<uint64_t>(multiple(kv["page_bytes"], kAlignment, kMaxBytes, kAlignment));
   parse_buckets(root["buckets"], plan, program);
   return program;

@@ -41,6 +41,7 @@ struct Argument {
 ///   reduce_scatter  out[o][e] = in_0[o][r][e] + in_1[o][r][e] + ...
 ///   all_gather      out[o][q][e] = in_q[o][e]
 ///   slice           out[o][e] = in[o][r][e]
+///   send            out[o][e] of the rank at coordinate dst = in[o][e] of the one at src; the others do nothing
 ///   all_to_all      of two dims, one is gathered and the other split: out[o][q][p][e] = in_q[o][p][r][e] if the first is
 ///                   gathered, out[o][p][q][e] = in_q[o][r][p][e] if the second is; p < part
 ///   ragged_all_to_all  rows of routes, of `run` elements, from the ranks of their tokens to those of their experts, or back. With
@@ -49,7 +50,7 @@ struct Argument {
 /// The dim of ranks' parts, [q][e] above and of an all_to_all [q][p], may be ragged: where `tokens`, a rank's part of it is its
 /// tokens of the step (token_parts.h), and `run` (of an all_to_all `part`) that of one token.
 struct Collective {
-  enum class Kind : uint8_t { all_reduce, reduce_scatter, all_gather, all_to_all, slice, ragged_all_to_all };
+  enum class Kind : uint8_t { all_reduce, reduce_scatter, all_gather, all_to_all, slice, send, ragged_all_to_all };
   enum class Reduce : uint8_t { sum, max };
   enum class Rows : uint8_t { one, tokens, logits };
   Kind kind = Kind::all_reduce;
@@ -60,6 +61,7 @@ struct Collective {
   bool gathers_first = true;  ///< of an all_to_all's two dims
   int32_t axis = 0;           ///< of the mesh
   int32_t num_ranks = 1;      ///< on it
+  int32_t src = 0, dst = 0;   ///< of a send
   int32_t element_bytes = 4;
   bool integers = false;  ///< a reduction's elements are i32, else f32
   int64_t times = 1;
@@ -87,9 +89,11 @@ struct Collective {
 
 /// A kernel's call, or a collective.
 struct Launch {
-  std::string kernel;        ///< symbol in the target's shared object; empty for a collective
-  int32_t tokens_axis = -1;  ///< a kernel's: it sees this rank's part of the batch over that axis; -1: all of it
-  std::string op;            ///< what it computes, for messages and profiles
+  static constexpr int32_t kEveryStage = -1;
+  std::string kernel;           ///< symbol in the target's shared object; empty for a collective
+  int32_t stage = kEveryStage;  ///< whose ranks alone run it
+  int32_t tokens_axis = -1;     ///< a kernel's: it sees this rank's part of the batch over that axis; -1: all of it
+  std::string op;               ///< what it computes, for messages and profiles
   /// A collective's: its input, of a ragged_all_to_all the counts, and its output, which is a buffer apart from the others.
   std::vector<Argument> arguments;
   std::optional<Collective> collective;
@@ -106,13 +110,19 @@ struct Bucket {
 /// What the steps of a target run, checked against the plan it came from.
 struct Program {
   std::string target;
-  int32_t rank = 0;  ///< whose weights the arguments are
+  int32_t rank = 0;   ///< whose weights the arguments are
+  int32_t stage = 0;  ///< of the pipeline, that the rank runs
   Limits limits;
   uint64_t arena_bytes = 0;
   std::vector<Buffer> buffers;
-  int32_t num_layers = 0;       ///< of the KV cache
-  uint64_t page_bytes = 0;      ///< of one layer's page
-  std::vector<Bucket> buckets;  ///< the last one's limits are the program's
+  int32_t num_layers = 0;             ///< of the KV cache
+  std::vector<int32_t> layer_stages;  ///< [num_layers] the stage whose ranks alone have the layer's cache
+  uint64_t page_bytes = 0;            ///< of one layer's page
+  std::vector<Bucket> buckets;        ///< the last one's limits are the program's
+
+  bool is_here(int32_t of_stage) const { return of_stage == Launch::kEveryStage || of_stage == stage; }
+  int32_t layers_before(int32_t layer) const;  ///< that this rank has; of num_layers, all that it has
+  int32_t most_layers() const;                 ///< that any rank has
 };
 
 /// Parses `tsp/program/<target>` for one rank of the plan's mesh, and checks all of it: ABI, limits against the model, buffers against

@@ -18,7 +18,7 @@ from tscompile.topology import Topology, topology_of
 NOTE = (
     "R: every rank holds it whole. S(d): each its part along dim d; of rows of experts those of its experts, "
     "S(d,T): those of its tokens. P(sum): each a term of the sum. O: of a KV cache, each the tokens of "
-    "its own sequences (dp) or positions (cp)."
+    "its own sequences (dp) or positions (cp). stage(i): rank i alone."
 )
 
 
@@ -44,7 +44,12 @@ def explain(path: Path) -> dict[str, Any]:
             }
         )
         fewer = most
-    return {"mesh": dict(plan.manifest["mesh"]), "steps": parts, "weights": alike(weights_of(plan))}
+    return {
+        "mesh": dict(plan.manifest["mesh"]),
+        "stages": list(stages_of(placed, program)),
+        "steps": parts,
+        "weights": alike(weights_of(plan, program)),
+    }
 
 
 def graphs_of(plan: Plan, program: Mapping[str, Any]) -> Iterator[Graph]:
@@ -87,13 +92,17 @@ def collectives_of(
             if "axis" not in op.attrs:
                 continue
             ranks = graph.mesh.size(str(op.attrs["axis"]))
+            ends: dict[str, Any] = {end: op.attrs[end] for end in ("src", "dst") if end in op.attrs}
+            # stages are farthest apart
+            apart = graph.mesh.num_ranks if ends else ranks
             yield {
                 "collective": op.kind,
+                **ends,
                 "axis": op.attrs["axis"],
                 "ranks": ranks,
                 "value": of_any_layer(op.inputs[0].name),
                 "fused_into": "" if group.group == "collective" else group.group,
-                "buckets": [bucket(op, tokens, limits, machine, ranks) for tokens in sizes],
+                "buckets": [bucket(op, tokens, limits, machine, apart) for tokens in sizes],
             }
 
 
@@ -114,8 +123,31 @@ def bytes_of(value: Value, sizes: Mapping[str, int]) -> int:
     return math.prod(dims) * DTYPES[value.dtype]
 
 
-def weights_of(plan: Plan) -> Iterator[dict[str, Any]]:
-    """A row a weight as stored: what one rank holds of it, and how many different shards there are."""
+def launches_of(program: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Of all buckets of tokens."""
+    for step in program["buckets"]:
+        yield from step["launches"]
+
+
+def stages_of(placements: Mapping[str, Any], program: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row a pipeline stage: its first and last value, its predicted microseconds in a step of so many
+    tokens as on one rank of the other axes, and what one of its ranks holds."""
+    for row in placements["stages"]:
+        launches = [x for x in launches_of(program) if x.get("stage") == row["stage"]]
+        arguments = [argument for launch in launches for argument in launch["args"]]
+        weights = {x["weight"]: x["bytes"] for x in arguments if "weight" in x}
+        layers = {x["kv"] for x in arguments if "kv" in x}
+        yield {**row, "layers": len(layers), "weights_bytes": sum(weights.values())}
+
+
+def weights_of(plan: Plan, program: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row a weight as stored: what one rank holds of it, how many different shards there are, and the
+    pipeline stages whose ranks alone hold it, if there are stages."""
+    read: dict[str, set[int]] = {}
+    for launch in launches_of(program):
+        for argument in launch["args"]:
+            if "weight" in argument and "stage" in launch:
+                read.setdefault(argument["weight"], set()).add(launch["stage"])
     shards: dict[str, list[int]] = {}
     for name, entry in plan.manifest["entries"].items():
         if entry["kind"] == "weight":
@@ -126,21 +158,33 @@ def weights_of(plan: Plan) -> Iterator[dict[str, Any]]:
             "bytes_a_rank": sizes[0],
             "bytes": sum(sizes),
             "share": f"1/{len(sizes)}" if len(sizes) > 1 else "whole",
+            "stages": sorted(read.get(name, ())),
         }
 
 
 def explain_text(report: dict[str, Any]) -> str:
     """For people."""
     lines = ["mesh  " + " x ".join(f"{axis}={ranks}" for axis, ranks in report["mesh"].items()), NOTE]
+    lines += stage_lines(report["stages"])
     for part in report["steps"]:
         lines += ["", f"steps of {part['min_tokens']:,} to {part['max_tokens']:,} tokens", ""]
         lines += [*value_lines(part["values"], list(report["mesh"])), ""]
         lines += [*placement_lines(part), *collective_lines(part["collectives"])]
-    held = sum(w["bytes_a_rank"] * w["count"] for w in report["weights"])
+    held = size(sum(w["bytes_a_rank"] * w["count"] for w in report["weights"]))
+    if report["stages"]:
+        held = f"up to {size(max(stage['weights_bytes'] for stage in report['stages']))}"
     weights = (
-        (w["weight"], f"x{w['count']}", f"{w['bytes_a_rank']:,}", w["share"]) for w in report["weights"]
+        (
+            w["weight"],
+            f"x{w['count']}",
+            f"{w['bytes_a_rank']:,}",
+            w["share"],
+            ", ".join(map(str, w["stages"])) or "every",
+        )
+        for w in report["weights"]
     )
-    lines += ["", f"weights: a rank holds {size(held)}", *table(("weight", "", "bytes", "share"), weights)]
+    head = ("weight", "", "bytes", "share", "stage")
+    lines += ["", f"weights: a rank holds {held}", *table(head, weights)]
     return "\n".join(lines) + "\n"
 
 
@@ -156,6 +200,27 @@ def value_lines(values: Sequence[dict[str, Any]], axes: Sequence[str]) -> list[s
         for v in values
     )
     return table(("value", "type", "made by", "", *axes), rows)
+
+
+def stage_lines(stages: Sequence[dict[str, Any]]) -> list[str]:
+    """The pipeline stages, if there are any."""
+    if not stages:
+        return []
+    rows = (
+        (
+            str(s["stage"]),
+            f"{s['first']} to {s['last']}",
+            f"{s['us']:g} us",
+            str(s["layers"]),
+            size(s["weights_bytes"]),
+        )
+        for s in stages
+    )
+    title = (
+        f"stages: predicted for a step of {stages[0]['tokens']:,} tokens; they work one after the other, so "
+        "a step is their sum"
+    )
+    return ["", title, *table(("stage", "values", "takes", "layers", "weights"), rows)]
 
 
 def placement_lines(part: dict[str, Any]) -> list[str]:
@@ -193,7 +258,9 @@ def collective_lines(collectives: Sequence[dict[str, Any]]) -> list[str]:
     heads = [f"{b['tokens']} tokens" for b in collectives[0]["buckets"]]
     rows = (
         (
-            c["collective"] + (f" in {c['fused_into']}" if c["fused_into"] else ""),
+            c["collective"]
+            + (f" {c['src']} -> {c['dst']}" if "src" in c else "")
+            + (f" in {c['fused_into']}" if c["fused_into"] else ""),
             f"{c['axis']}={c['ranks']}",
             c["value"],
             f"x{c['count']}",

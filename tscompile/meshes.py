@@ -17,10 +17,10 @@ from tscompile import inspect, models
 from tscompile.build import Build, Options
 from tscompile.checkpoint import read_json
 from tscompile.errors import CompileError
-from tscompile.ir import DTYPES, Graph, Op, Value, Weight
+from tscompile.ir import DTYPES, Graph, Op, Value, Weight, stage_of
 from tscompile.mesh import Mesh
 from tscompile.ops.base import ints, num_bytes
-from tscompile.passes import canonicalize, context, expand, fit, precision, propagate, reshard
+from tscompile.passes import canonicalize, context, expand, fit, precision, propagate, reshard, stages
 from tscompile.passes.capture import traced
 from tscompile.placement import parse_placement
 from tscompile.price import Prices, collective_of
@@ -66,13 +66,15 @@ def rank_meshes(folder: Path, ranks: int, target: str, load: Load, dtype: str = 
 
 
 def meshes(ranks: int, experts: bool) -> list[Mesh]:
-    """Every product of dp, ep, tp and cp of that many ranks, ep for experts."""
+    """Every product of pp, dp, ep, tp and cp of that many ranks, ep for experts."""
     found = []
-    for dp in divisors(ranks):
-        for ep in divisors(ranks // dp) if experts else [1]:
-            for cp in divisors(ranks // dp // ep):
-                sizes = (("dp", dp), ("ep", ep), ("tp", ranks // dp // ep // cp), ("cp", cp))
-                found.append(Mesh(tuple((axis, n) for axis, n in sizes if n > 1) or (("tp", 1),)))
+    for pp in divisors(ranks):
+        for dp in divisors(ranks // pp):
+            for ep in divisors(ranks // pp // dp) if experts else [1]:
+                for cp in divisors(ranks // pp // dp // ep):
+                    tp = ranks // pp // dp // ep // cp
+                    sizes = (("pp", pp), ("dp", dp), ("ep", ep), ("tp", tp), ("cp", cp))
+                    found.append(Mesh(tuple((axis, n) for axis, n in sizes if n > 1) or (("tp", 1),)))
     return found
 
 
@@ -90,6 +92,8 @@ def _row(graph: Graph, options: Options, mesh: Mesh, load: Load, target: str) ->
     try:
         context.run(build)
         fit.run(build)
+        if mesh.stage_axis >= 0:
+            stages.cut(build.graph, decode)
         propagate.place(build, decode)
         reading = build.graph.copy()
         propagate.replace(reading, prefill)
@@ -99,6 +103,7 @@ def _row(graph: Graph, options: Options, mesh: Mesh, load: Load, target: str) ->
     for name, prices, placed in (("decode", decode, build.graph), ("prefill", prefill, reading)):
         reshard.reshard(placed)
         row |= _times(placed, settled(placed, len(mesh.axes)), prices, name)
+    row["stages"] = _stages(build.graph, decode, load)
     short = row["weights_bytes"] + row["kv_bytes"] - decode.topology.memory_bytes
     if short > 0:
         row["why_not"] = f"a rank lacks {inspect.size(int(short))} of memory"
@@ -106,12 +111,46 @@ def _row(graph: Graph, options: Options, mesh: Mesh, load: Load, target: str) ->
 
 
 def _memory(graph: Graph, load: Load) -> dict[str, int]:
-    """Bytes of one rank."""
+    """Bytes of one rank: of the stage that has most."""
     cut = settled(graph, len(graph.mesh.axes))
-    weights = sum(num_bytes([w], {}) // cut.parts(w) for w in graph.weights)
+    of_stages = [_held(graph, cut, load, stage) for stage in range(_num_stages(graph))]
+    return max(of_stages, key=lambda held: sum(held.values()))
+
+
+def _num_stages(graph: Graph) -> int:
+    index = graph.mesh.stage_axis
+    return graph.mesh.axes[index][1] if index >= 0 else 1
+
+
+def _held(graph: Graph, cut: Earlier, load: Load, stage: int) -> dict[str, int]:
+    """Bytes of one rank of a stage."""
+    weights = sum(num_bytes([w], {}) // cut.parts(w) for w in graph.weights if stage_of(w) in (stage, None))
     tokens = load.context * load.sequences
-    kv = sum(tokens * _bytes_a_token(state) // cut.parts(state) for state in graph.states)
-    return {"weights_bytes": weights, "kv_bytes": kv}
+    states = [state for state in graph.states if stage_of(state) in (stage, None)]
+    return {
+        "weights_bytes": weights,
+        "kv_bytes": sum(tokens * _bytes_a_token(state) // cut.parts(state) for state in states),
+    }
+
+
+def _stages(graph: Graph, prices: Prices, load: Load) -> list[dict[str, Any]]:
+    """What a rank of each pipeline stage holds, and the seconds of a step that it decodes in. A step runs the
+    stages one after the other: only more batches in flight than one would keep all of them at work."""
+    if graph.mesh.stage_axis < 0:
+        return []
+    cut, seconds = settled(graph, len(graph.mesh.axes)), [0.0] * _num_stages(graph)
+    for op in graph.ops:
+        found = [s for v in (op.inputs[0], op.outputs[0]) if (s := stage_of(v)) is not None]
+        if found:  # what is sent is its sender's
+            seconds[found[0]] += _seconds(graph, op, cut, prices)
+    return [
+        {
+            "decode_s": of_stage,
+            "layers": sum(stage_of(state) == stage for state in graph.states),
+            **_held(graph, cut, load, stage),
+        }
+        for stage, of_stage in enumerate(seconds)
+    ]
 
 
 def _bytes_a_token(state: Value) -> int:
@@ -125,19 +164,26 @@ def _times(graph: Graph, cut: Earlier, prices: Prices, name: str) -> dict[str, f
     total = moving = 0.0
     count = 0
     for op in graph.ops:
-        if op.kind != "redistribute":
-            parts, _ = cut.op(op)
-            held = min((cut.parts(v) for v in op.inputs if isinstance(v, Weight)), default=1)
-            total += prices.op(op, parts, held)
-        elif seconds := _moving(graph, op, prices, cut.parts(op.inputs[0])):
+        seconds = _seconds(graph, op, cut, prices)
+        total += seconds
+        if op.kind == "redistribute" and seconds:
             moving, count = moving + seconds, count + 1
-    return {f"{name}_s": total + moving, f"{name}_collectives_s": moving, f"{name}_collectives": count}
+    return {f"{name}_s": total, f"{name}_collectives_s": moving, f"{name}_collectives": count}
+
+
+def _seconds(graph: Graph, op: Op, cut: Earlier, prices: Prices) -> float:
+    if op.kind == "redistribute":
+        return _moving(graph, op, prices, cut.parts(op.inputs[0]))
+    parts, _ = cut.op(op)
+    held = min((cut.parts(v) for v in op.inputs if isinstance(v, Weight)), default=1)
+    return prices.op(op, parts, held)
 
 
 def _moving(graph: Graph, op: Op, prices: Prices, parts: int) -> float:
     source, target = (parse_placement(str(op.attrs[end])) for end in ("source", "target"))
-    ranks = graph.mesh.size(str(op.attrs["axis"]))
     kind = collective_of(source, target)
+    # stages are farthest apart
+    ranks = graph.mesh.num_ranks if kind == "send" else graph.mesh.size(str(op.attrs["axis"]))
     if kind == "slice":
         return 0.0
     own = ranks if str(source).startswith("S") else 1  # parts over this axis are what is being moved
@@ -172,4 +218,6 @@ def text(report: dict[str, Any]) -> str:
         f"of {report['context']:,} tokens"
     )
     note = "predicted: a rank's memory, a step that decodes all sequences, one that reads 8,192 tokens"
+    if any("pp" in row["mesh"] for row in report["meshes"]):
+        note += "\npp: memory of the fullest stage; stages work one after the other, on one batch at a time"
     return "\n".join([first, note, "", *inspect.table(head, rows)]) + "\n"

@@ -32,8 +32,9 @@ def config(folder: Path, **values: Any) -> Path:
 def test_every_product_of_axes() -> None:
     found = [str(mesh) for mesh in meshes.meshes(4, experts=False)]
     both = ["mesh(tp=4)", "mesh(tp=2, cp=2)", "mesh(cp=4)"]
-    assert found == [*both, "mesh(dp=2, tp=2)", "mesh(dp=2, cp=2)", "mesh(dp=4)"]
-    assert len(meshes.meshes(8, experts=True)) == 20
+    of_stages = ["mesh(pp=2, tp=2)", "mesh(pp=2, cp=2)", "mesh(pp=2, dp=2)", "mesh(pp=4)"]
+    assert found == [*both, "mesh(dp=2, tp=2)", "mesh(dp=2, cp=2)", "mesh(dp=4)", *of_stages]
+    assert len(meshes.meshes(8, experts=True)) == 35
 
 
 def test_memory_and_order(tmp_path: Path) -> None:
@@ -45,13 +46,30 @@ def test_memory_and_order(tmp_path: Path) -> None:
     assert all(0 <= row["decode_collectives_s"] < row["decode_s"] < row["prefill_s"] for row in rows.values())
     # 2 caches x 4 layers x 8 heads x 128 x 2 bytes a token; a quarter on each of 4 ranks, however shared out
     kv = 2 * 4 * 8 * 128 * 2 * 4096 * 32
-    assert {row["kv_bytes"] for row in rows.values()} == {kv // 4}
+    assert {row["kv_bytes"] for row in rows.values() if not row["stages"]} == {kv // 4}
     # the layers' matrices, a quarter each; table and head between a quarter and whole
     layers = 2 * 4 * (8192 * 128 * (64 + 8 + 8 + 64) + 3 * 8192 * 28672)
     tables = 2 * 2 * 151936 * 8192
     held = rows["tp=4"]["weights_bytes"]
     assert layers // 4 + tables // 4 <= held <= layers // 4 + tables + 2**25
     assert rows["dp=4"]["weights_bytes"] >= held
+
+
+def test_stages(tmp_path: Path) -> None:
+    """A step is the sum of its stages; each has a layer or more, and not the others' weights."""
+    report = meshes.rank_meshes(config(tmp_path), 4, "sm_100a", meshes.Load(context=4096, sequences=32))
+    (row,) = (row for row in report["meshes"] if row["mesh"] == {"pp": 4})
+    assert sum(stage["decode_s"] for stage in row["stages"]) == pytest.approx(row["decode_s"])
+    assert sum(stage["layers"] for stage in row["stages"]) == 4
+    whole = 2 * 4 * (8192 * 128 * (64 + 8 + 8 + 64) + 3 * 8192 * 28672) + 2 * 2 * 151936 * 8192
+    held = [stage["weights_bytes"] for stage in row["stages"]]
+    assert whole <= sum(held) < whole + 4 * 2**25  # each has the table of RoPE
+    fullest = max(row["stages"], key=lambda stage: stage["weights_bytes"] + stage["kv_bytes"])
+    assert {key: row[key] for key in ("weights_bytes", "kv_bytes")} == {
+        key: fullest[key] for key in ("weights_bytes", "kv_bytes")
+    }
+    assert row["decode_collectives"] == 4  # three sends between stages, and the logits'
+    assert "pp: memory of the fullest stage" in meshes.text(report)
 
 
 def test_what_does_not_fit_is_last_and_says_why(tmp_path: Path) -> None:
@@ -61,12 +79,12 @@ def test_what_does_not_fit_is_last_and_says_why(tmp_path: Path) -> None:
 
 
 def test_heads_that_a_mesh_does_not_divide(tmp_path: Path) -> None:
-    """Sequences and contexts are shared out by any number."""
+    """Sequences, contexts and layers are shared out by any number."""
     small = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 4096}
     report = meshes.rank_meshes(config(tmp_path, **small), 3, "cpu-avx2", meshes.Load())
     *shared, heads = report["meshes"]
-    assert [row["why_not"] for row in shared] == ["", ""]
-    assert {axis for row in shared for axis in row["mesh"]} == {"dp", "cp"}
+    assert [row["why_not"] for row in shared] == [""] * 3
+    assert {axis for row in shared for axis in row["mesh"]} == {"dp", "cp", "pp"}
     assert heads["mesh"] == {"tp": 3}
     assert "tp can be 1, 2, 4, 8, 16, 32, 64" in heads["why_not"]
 

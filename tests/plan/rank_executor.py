@@ -55,7 +55,7 @@ class RankExecutor:
         ]
 
     def run(self, batch: Batch) -> list[np.ndarray]:
-        """One step; each rank's logits [L, vocab_size]."""
+        """One step; each rank's logits [L, vocab_size], of the first stage's ranks."""
         arrays = {name: np.ascontiguousarray(getattr(batch, name).numpy()) for name in ARRAYS}
         firsts, page_size = arrays["query_start"], self.program["limits"]["page_size"]
         slots_each = self.num_pages * page_size
@@ -70,14 +70,18 @@ class RankExecutor:
             if "collective" in launch:
                 self.collective(launch)
             else:
-                for rank in range(self.mesh.num_ranks):
+                for rank in filter(functools.partial(self.runs, launch), range(self.mesh.num_ranks)):
                     self.kernel(launch, self.part(arrays, launch.get("tokens", ""), rank), rank)
         logits, limits = bucket["logits"], self.program["limits"]
         shape = (self.rows["L"], logits["stride"])
         return [
             self.values(rank, logits["buffer"], "f32", shape)[:, : limits["vocab_size"]].copy()
             for rank in range(self.mesh.num_ranks)
+            if not self.mesh.coords(rank).get("pp", 0)  # a later stage has none
         ]
+
+    def runs(self, launch: dict[str, Any], rank: int) -> bool:
+        return launch.get("stage", self.mesh.coords(rank).get("pp")) == self.mesh.coords(rank).get("pp")
 
     def part(self, arrays: dict[str, np.ndarray], axis: str, rank: int) -> dict[str, np.ndarray]:
         """The batch, or the rank's tokens of it over `axis`; by sequence also its sequences."""
@@ -133,7 +137,7 @@ class RankExecutor:
     def collective(self, launch: dict[str, Any]) -> None:
         for first in range(self.mesh.num_ranks):
             group = self.mesh.group(first, launch["axis"])
-            if group[0] == first:
+            if group[0] == first and self.runs(launch, first):
                 self.collect(launch, group)
 
     def collect(self, launch: dict[str, Any], group: list[int]) -> None:
@@ -168,6 +172,10 @@ class RankExecutor:
                 for rank, size in zip(group, sizes, strict=True)
             ]
             outputs = [np.concatenate(parts, axis=1)] * n
+        elif kind == "send":
+            group = [group[launch["src"]], group[launch["dst"]]]
+            outputs = read(run)[:1]
+            group = group[1:]
         elif launch["gathers"] == "first":
             parts = [
                 self.values(rank, given, launch["dtype"], (outer, size * part, n, run)).copy()

@@ -131,6 +131,50 @@ def test_rows_of_experts_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert np.abs(parts - whole).max() <= 1e-4 * np.abs(whole).max()
 
 
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        ("llama-gqa-tied", {"pp": 4}),
+        ("qwen3-moe", {"pp": 2, "ep": 2}),
+        ("deepseek-routed", {"pp": 2, "dp": 2}),
+    ],
+)
+def test_stages(name: str, mesh: dict[str, int], tmp_path: Path) -> None:
+    """Each launch is of one stage, but for the sends between them; a layer's cache is on one."""
+    reference(SPECS[name]).save_pretrained(tmp_path)
+    prompts = {"a": list(range(40)), "b": [60, 59, 3], "c": list(range(9, 70))}
+    one = greedy(plans.build(tmp_path, tmp_path / "1.tsp", page_size=PAGE_SIZE), prompts)
+    path = plans.build(tmp_path, tmp_path / "several.tsp", page_size=PAGE_SIZE, verify=True, **mesh)
+    for bucket in Plan(path).json(f"tsp/program/{best_target()}")["buckets"]:
+        launches = bucket["launches"]
+        assert {launch["stage"] for launch in launches if "kernel" in launch} == set(range(mesh["pp"]))
+        sends = [(x["src"], x["dst"]) for x in launches if x.get("collective") == "send"]
+        assert sends == [*((i, i + 1) for i in range(mesh["pp"] - 1)), (mesh["pp"] - 1, 0)]
+    several = greedy(path, prompts, owners=mesh.get("dp", 1))
+    assert several[0] == one[0]
+    for whole, parts in zip(one[1], several[1], strict=True):
+        assert np.abs(parts - whole).max() <= 1e-4 * np.abs(whole).max()
+    explains_stages(path, mesh["pp"], sends)
+
+
+def explains_stages(path: Path, num_stages: int, sends: list[tuple[int, int]]) -> None:
+    report = explain(path)
+    kv = Plan(path).json(f"tsp/program/{best_target()}")["kv"]
+    assert [row["stage"] for row in report["stages"]] == list(range(num_stages))
+    assert sum(row["layers"] for row in report["stages"]) == kv["num_layers"]
+    weights = {w["weight"]: w["stages"] for w in report["weights"]}
+    assert all(stages for stages in weights.values())
+    assert weights["rope_table"] == [row["stage"] for row in report["stages"] if row["layers"]]
+    assert weights["embed_tokens.weight"][0] == 0
+    for step in report["steps"]:
+        told = [(c["src"], c["dst"]) for c in step["collectives"] if c["collective"] == "send"]
+        assert sorted(told) == sorted(sends)
+    text = explain_text(report)
+    assert "they work one after the other, so a step is their sum" in text
+    assert all(f"send {src} -> {dst}" in text for src, dst in sends)
+    assert "weights: a rank holds up to " in text
+
+
 def test_a_user_model_with_its_vocabulary_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where links cost nothing all weights are sharded, the embedding's table too, by rows."""
     model, _ = write(VARIANTS["parallel attention and MLP, one norm"][0], tmp_path)

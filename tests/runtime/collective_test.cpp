@@ -27,7 +27,12 @@ struct Case {
   std::vector<Values> in;  // of each rank
   std::vector<Values> out;
   std::vector<int64_t> owners = {};  // by sequence: of each token, which is a sequence of its own
+  int32_t stage = Launch::kEveryStage;
 };
+
+bool is_here(const Case &c, const Mesh &mesh, int32_t rank) {
+  return c.stage == Launch::kEveryStage || c.stage == mesh.stage(rank);
+}
 
 /// The step as the engine has it: token i is sequence i, in the only slot that its owner has.
 struct Step {
@@ -113,6 +118,9 @@ Values exchanged(const Case &c, const Mesh &mesh, int32_t rank, int64_t outer) {
 Values expected(const Case &c, const Mesh &mesh, int32_t rank) {
   const Collective &w = c.what;
   const int64_t n = w.num_ranks, mine = mesh.coordinate(rank, w.axis), outer = outer_of(c, mesh, rank);
+  if (!is_here(c, mesh, rank) || (w.kind == Kind::send && mine != w.dst)) {
+    return Values(c.out[static_cast<size_t>(rank)].size() - 1, -7.0F);  // as it was
+  }
   if (w.kind == Kind::all_to_all) return exchanged(c, mesh, rank, outer);
   const std::vector<int64_t> begin = begins(c, mesh, w.run);
   const auto size = [&](int64_t q) { return begin[static_cast<size_t>(q) + 1] - begin[static_cast<size_t>(q)]; };
@@ -126,7 +134,8 @@ Values expected(const Case &c, const Mesh &mesh, int32_t rank) {
     return sum;
   };
   Values out;
-  for (int64_t o = 0; o < outer; ++o) {
+  for (int64_t i = 0; w.kind == Kind::send && i < outer * w.run; ++i) out.push_back(of(w.src, i));
+  for (int64_t o = 0; o < outer && w.kind != Kind::send; ++o) {
     if (w.kind == Kind::all_gather) {
       for (int64_t q = 0; q < n; ++q) {
         for (int64_t e = 0; e < size(q); ++e) out.push_back(of(q, o * size(q) + e));
@@ -147,7 +156,7 @@ Case random_case(std::mt19937 &random, const Mesh &mesh) {
   const auto below = [&](int64_t n) { return static_cast<int64_t>(random() % static_cast<uint64_t>(n)); };
   Case c;
   Collective &w = c.what;
-  w.kind = static_cast<Kind>(below(5));
+  w.kind = static_cast<Kind>(below(6));
   w.reduce = static_cast<Collective::Reduce>(below(2));
   w.rows = static_cast<Collective::Rows>(below(3));
   w.axis = static_cast<int32_t>(below(static_cast<int64_t>(mesh.axes.size())));
@@ -160,7 +169,14 @@ Case random_case(std::mt19937 &random, const Mesh &mesh) {
     w.part = 1 + below(5);
     w.gathers_first = below(2) == 0;
   }
-  if (w.kind != Kind::all_reduce && below(2) == 0) {
+  if (w.kind == Kind::send && w.num_ranks == 1) w.kind = Kind::slice;
+  if (w.kind == Kind::send) {
+    w.src = static_cast<int32_t>(below(w.num_ranks));
+    w.dst = (w.src + 1 + static_cast<int32_t>(below(w.num_ranks - 1))) % w.num_ranks;
+  } else if (mesh.num_stages() > 1 && mesh.axes[static_cast<size_t>(w.axis)].name != "pp") {
+    c.stage = static_cast<int32_t>(below(mesh.num_stages() + 1)) - 1;
+  }
+  if (w.kind != Kind::all_reduce && w.kind != Kind::send && below(2) == 0) {
     w.tokens = true;
     w.rows = Collective::Rows::one;
   }
@@ -191,7 +207,10 @@ INSTANTIATE_TEST_SUITE_P(Meshes, Collectives,
                                            Setting{{{{"tp", 5}}}, 1}, Setting{{{{"tp", 8}}}, 2},
                                            Setting{{{{"ep", 2}, {"tp", 4}}}, 1}, Setting{{{{"ep", 4}, {"tp", 2}}}, 2},
                                            Setting{{{{"dp", 1}, {"tp", 3}, {"ep", 2}}}, 1}, Setting{{{{"dp", 3}}}, 2},
-                                           Setting{{{{"dp", 2}, {"ep", 2}}}, 2}, Setting{{{{"dp", 4}, {"tp", 2}}}, 1}),
+                                           Setting{{{{"dp", 2}, {"ep", 2}}}, 2}, Setting{{{{"dp", 4}, {"tp", 2}}}, 1},
+                                           Setting{{{{"dp", 2}, {"tp", 4}}}, 1}, Setting{{{{"pp", 3}}}, 2},
+                                           Setting{{{{"pp", 2}, {"dp", 1}, {"tp", 3}}}, 1},
+                                           Setting{{{{"pp", 2}, {"dp", 2}, {"ep", 2}}}, 1}),
                          [](const auto &info) {
                            std::string name = info.param.mesh.text() + "x" + std::to_string(info.param.threads);
                            std::ranges::replace_if(name, [](char c) { return c == '=' || c == ','; }, '_');
@@ -222,7 +241,8 @@ TEST_P(Collectives, AreWhatTheyMean) {
       int32_t half = 0;
       for (Case &c : cases) {
         const auto i = static_cast<size_t>(r);
-        bound.emplace_back(c.what, mesh, r, &group, half, c.in[i].data(), c.out[i].data());
+        bound.emplace_back(c.what, mesh, r, &group, half, c.in[i].data(), c.out[i].data(), nullptr,
+                           is_here(c, mesh, r));
         if (BoundCollective::staging_bytes(c.what, limits, mesh) > 0) half = 1 - half;
       }
       std::vector<std::unique_ptr<TokenParts>> tokens;

@@ -253,6 +253,8 @@ class Engine:
         verify: int = VERIFY_AUTO,
         rendezvous: bytes | None = None,
         rank_pids: c.Array[c.c_int32] | None = None,
+        ranks_here: int = 0,
+        mpi_library: bytes | None = None,
     ) -> None:
         self.plan = Plan(path, verify)
         options = _Options(
@@ -271,6 +273,8 @@ class Engine:
             target.encode() if target else None,
             rendezvous=rendezvous,
             rank_pids=rank_pids,
+            ranks_here=ranks_here,
+            mpi_library=mpi_library,
         )
         self.handle, error = c.c_void_p(), _Error()
         status = library().ts_engine_open(

@@ -311,6 +311,76 @@ TEST(ProgramOfRanks, ReadsRowsOfRoutes) {
   expect_in(edited([](Json &launch) { launch["args"][1] = launch["args"][2]; }), {"input and output overlap"});
 }
 
+const Json kStages = Json::array({Json::array({"pp", 2}), Json::array({"tp", 2})});
+
+/// A program of two stages: layer 0 and what is before it, and the rest. What is summed over pp is sent instead.
+void in_stages(Json &program) {
+  int stage = 0;
+  for (Json &launch : program["buckets"][0]["launches"]) {
+    for (const Json &argument : launch["args"]) stage = argument == Json{{"kv", 1}} ? 1 : stage;
+    launch["stage"] = stage;
+  }
+  Json &send = program["buckets"][0]["launches"][1];
+  for (const char *key : {"reduce", "stage"}) send.erase(key);
+  send["collective"] = "send";
+  send["src"] = 0;
+  send["dst"] = 1;
+}
+
+Program parse_stages(int32_t rank, const std::function<void(Json &)> &edit = [](Json &) {}) {
+  TestPlan parts = test_plan_of_ranks(kStages);
+  parts.edit_program("cpu-avx2", [&](Json &program) {
+    in_stages(program);
+    edit(program);
+  });
+  return parse(parts, rank);
+}
+
+TEST(ProgramOfStages, IsRead) {
+  const Program first = parse_stages(1), last = parse_stages(2);
+  EXPECT_EQ(first.stage, 0);
+  EXPECT_EQ(last.stage, 1);
+  EXPECT_EQ(first.buckets[0].launches[0].stage, 0);
+  EXPECT_TRUE(first.is_here(first.buckets[0].launches[0].stage));
+  EXPECT_FALSE(last.is_here(last.buckets[0].launches[0].stage));
+  const Collective &send = first.buckets[0].launches[1].collective.value();
+  EXPECT_EQ(send.kind, Collective::Kind::send);
+  EXPECT_EQ(send.src, 0);
+  EXPECT_EQ(send.dst, 1);
+  EXPECT_TRUE(first.is_here(first.buckets[0].launches[1].stage) && last.is_here(last.buckets[0].launches[1].stage));
+  EXPECT_EQ(first.layer_stages, (std::vector<int32_t>{0, 1}));
+  EXPECT_EQ(first.layers_before(2), 1);  // each stage has one
+  EXPECT_EQ(last.layers_before(1), 0);
+  EXPECT_EQ(last.layers_before(2), 1);
+  EXPECT_EQ(first.most_layers(), 1);
+  EXPECT_EQ(parse(test_plan()).most_layers(), 2);
+  EXPECT_EQ(parse(test_plan()).layers_before(2), 2);
+}
+
+TEST(ProgramOfStages, IsChecked) {
+  const auto wrong = [](const std::function<void(Json &)> &edit) { return refusal([&] { parse_stages(0, edit); }); };
+  expect_in(edited_ranks([](Json &p) { p["buckets"][0]["launches"][2]["stage"] = 0; }),
+            {"buckets[0].launches[2].stage is 0, but the mesh ep=2,tp=4 has no stages"});
+  expect_in(wrong([](Json &p) { p["buckets"][0]["launches"][0]["stage"] = 2; }),
+            {"buckets[0].launches[0].stage is '2', wanted an integer from 0 to 1"});
+  expect_in(wrong([](Json &p) { p["buckets"][0]["launches"].back()["stage"] = -1; }), {".stage is '-1'"});
+  expect_in(wrong([](Json &p) {
+              for (Json &launch : p["buckets"][0]["launches"]) {
+                if (launch["op"] == "attend") launch["stage"] = 1;
+              }
+            }),
+            {" of stage 1 takes the cache of layer 0, which is on stage 0"});
+  const auto field = [&](const char *key, const Json &value) {
+    return wrong([&](Json &p) { p["buckets"][0]["launches"][1][key] = value; });
+  };
+  expect_in(field("dst", 0), {"buckets[0].launches[1] sends from 0 to 0, wanted two ranks"});
+  expect_in(field("src", 2), {"buckets[0].launches[1].src is '2', wanted an integer from 0 to 1"});
+  expect_in(field("stage", 0), {"buckets[0].launches[1] has an unknown key 'stage'"});
+  expect_in(field("parts", "tokens"), {"buckets[0].launches[1] has an unknown key 'parts'"});
+  expect_in(wrong([](Json &p) { p["buckets"][0]["launches"][1].erase("src"); }),
+            {"buckets[0].launches[1] lacks the key 'src'"});
+}
+
 TEST(ProgramOfRanks, ChecksShardedWeights) {
   const auto axes = [](const Json &value) {
     return edited_ranks([&](Json &p) { p["buckets"][0]["launches"][0]["args"][0]["axes"] = value; });
@@ -334,7 +404,7 @@ TEST(ProgramOfRanks, ChecksCollectives) {
   expect_in(field("collective", "all_to_all"), {"buckets[0].launches[2] lacks the key 'gathers'"});
   expect_in(field("collective", "broadcast"),
             {"buckets[0].launches[2].collective is 'broadcast', wanted one of all_reduce, "
-             "reduce_scatter, all_gather, all_to_all, slice, ragged_all_to_all"});
+             "reduce_scatter, all_gather, all_to_all, slice, send, ragged_all_to_all"});
   expect_in(field("reduce", "mean"), {"buckets[0].launches[2].reduce is 'mean', wanted one of sum, max"});
   expect_in(field("axis", "dp"), {"buckets[0].launches[2].axis is 'dp', the mesh has ep=2,tp=4"});
   expect_in(field("rows", "S"), {"buckets[0].launches[2].rows is 'S', wanted one of 1, T, L"});

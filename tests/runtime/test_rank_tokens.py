@@ -4,11 +4,13 @@ tokens and log probabilities, every family."""
 from __future__ import annotations
 
 import ctypes
+import json
 import math
 import os
 import subprocess
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +22,9 @@ import torch
 from checkpoints import SPECS, reference
 from engine import Answer, Engine, Request
 
+from tscompile.kernels.host import best_target
 from tscompile.passes import propagate
+from tscompile.reader import Plan
 
 RANK = """
 import ctypes, sys
@@ -144,6 +148,71 @@ def test_rows_of_experts_move(
     with ranks_of(path, math.prod(mesh.values())) as engine:
         assert [answer.tokens for answer in engine.generate(asked)] == wanted
         assert [engine.generate([one])[0].tokens for one in asked[:2]] == wanted[:2]
+
+
+STAGED = {**plans.RANKED, **{name: SPECS[name] for name in ("qwen3-moe", "deepseek-routed")}}
+
+
+@pytest.mark.parametrize("family", STAGED)
+def test_stages(family: str, tmp_path: Path) -> None:
+    """Each with its own layers' weights and caches; llama's table is read by the first stage and the last."""
+    reference(STAGED[family]).save_pretrained(tmp_path)
+    generator = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(333, (length,), generator=generator).tolist() for length in (37, 5, 50, 1)]
+    asked = [Request(prompt, max_tokens=16, ignore_eos=True) for prompt in prompts]
+    sizes, one = {"page_size": 32, "max_tokens": 64}, tmp_path / "1.tsp"
+    with Engine(plans.build(tmp_path, one, **sizes), num_threads=1) as engine:
+        wanted = [answer.tokens for answer in engine.generate(asked)]
+    entries = set(Plan(one).entries)
+    for mesh in ({"pp": 2}, {"pp": 2, "tp": 2}):
+        path = plans.build(tmp_path, tmp_path / f"{'-'.join(mesh)}.tsp", **sizes, **mesh)
+        if "tp" not in mesh:  # nothing is there twice, but a table that is read in two layouts
+            assert set(Plan(path).entries) - entries <= {"embed_tokens.weight.pp-stage1"}
+        with ranks_of(path, 2 ** len(mesh), kv_bytes=1 << 20) as engine:
+            assert [answer.tokens for answer in engine.generate(asked)] == wanted, mesh
+            # a rank has the caches of its own layers alone
+            program = Plan(path).json(f"tsp/program/{best_target()}")
+            layers = {(x["stage"], a["kv"]) for x in plans.launches(path) for a in x["args"] if "kv" in a}
+            most = max(Counter(stage for stage, _ in layers).values())
+            assert most < len(layers) == program["kv"]["num_layers"]
+            assert engine.stats().num_pages == (1 << 20) // (most * program["kv"]["page_bytes"])
+
+
+RANK_OF_MPI = """
+import ctypes, json, os, sys
+sys.path.insert(0, {folder!r})
+import engine
+from pathlib import Path
+rank, options = int(os.environ["PMI_RANK"]), dict(num_threads=1, ranks_here=1, mpi_library={mpi!r})
+if rank == 0:
+    with engine.Engine(Path({plan!r}), **options) as started:
+        asked = [engine.Request(prompt, max_tokens=16, ignore_eos=True) for prompt in {prompts}]
+        print(json.dumps([answer.tokens for answer in started.generate(asked)]))
+    sys.exit()
+plan, error, given = engine.Plan({plan!r}), engine._Error(), engine._Options()
+given.size, given.event_size = ctypes.sizeof(engine._Options), ctypes.sizeof(engine._Event)
+for name, value in dict(options, rank=rank).items():
+    setattr(given, name, value)
+status = engine.library().ts_rank_run(plan.handle, ctypes.byref(given), ctypes.byref(error))
+sys.exit(error.message.decode() if status else 0)
+"""
+
+
+def test_stages_over_mpi(tmp_path: Path) -> None:
+    """As on several hosts, where only ranks that exchange something speak."""
+    reference(STAGED["qwen3"]).save_pretrained(tmp_path)
+    prompts = [list(range(5, 42)), [9], list(range(300, 320))]
+    asked = [Request(prompt, max_tokens=16, ignore_eos=True) for prompt in prompts]
+    with Engine(plans.build(tmp_path, tmp_path / "1.tsp", page_size=32), num_threads=1) as engine:
+        wanted = [answer.tokens for answer in engine.generate(asked)]
+    path = plans.build(tmp_path, tmp_path / "4.tsp", page_size=32, pp=2, tp=2)
+    mpi = f"{sys.prefix}/lib/libmpi_abi.so.1".encode()
+    folder = str(Path(api.__file__).parent)
+    script = RANK_OF_MPI.format(folder=folder, mpi=mpi, plan=str(path), prompts=prompts)
+    words = [f"{sys.prefix}/bin/mpiexec", "-n", "4", sys.executable, "-c", script]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == wanted
 
 
 @pytest.mark.parametrize("name", ["qwen3-moe", "deepseek-routed"])

@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 from tscompile.errors import InternalError
-from tscompile.ir import BATCH_ARRAYS, Dim, Graph, Group, Op, Sym, Value, Weight, unique
+from tscompile.ir import BATCH_ARRAYS, Dim, Graph, Group, Op, Sym, Value, Weight, stage_of, unique
 from tscompile.mesh import Mesh
 from tscompile.ops import lookup
 from tscompile.ops.base import integer
@@ -71,6 +71,16 @@ def tokens_of(step: Group) -> str:
     return next((over[0] for over in axes), "")
 
 
+def stage_of_step(step: Group) -> int | None:
+    """The pipeline stage whose ranks alone run the step; None if all do, as a send."""
+    if step.group == COLLECTIVE and step.body[-1].kind == "send":
+        return None
+    stages = {stage for v in [*step.inputs, *step.outputs] if (stage := stage_of(v)) is not None}
+    if len(stages) > 1:
+        raise InternalError(f"{step.name} works on values of stages {sorted(stages)}, wanted one")
+    return next(iter(stages), None)
+
+
 def launch_fields(step: Group) -> dict[str, Any]:
     """A collective step as the program says it (ARCHITECTURE.md, "The program"), but for its arguments. The
     value is [rows, times, run of one rank] or, where the ranks' parts lie together, [rows, times, ranks,
@@ -108,6 +118,7 @@ def launch_fields(step: Group) -> dict[str, Any]:
     if kind == "all_to_all":
         fields["gathers"] = "first" if integer(op.attrs, "source") == dims[0] else "second"
         fields["part"] = math.prod(_known(d) for d in local[dims[0] + tokens : dims[1]])
+    fields |= {end: integer(op.attrs, end) for end in ("src", "dst") if end in op.attrs}
     return fields | ({"reduce": str(op.attrs["op"])} if "op" in op.attrs else {})
 
 

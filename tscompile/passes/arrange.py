@@ -16,7 +16,7 @@ from tscompile.build import Bucket, Build, Options
 from tscompile.errors import CompileError, InternalError
 from tscompile.ir import DTYPES, Graph, Group, Sym, Value, Weight
 from tscompile.kernels.desc import page_elements
-from tscompile.kernels.steps import COLLECTIVE, launch_fields, tokens_of
+from tscompile.kernels.steps import COLLECTIVE, launch_fields, stage_of_step, tokens_of
 from tscompile.layout import ALIGN, round_up
 from tscompile.mesh import by_sequence
 from tscompile.ops.base import ints
@@ -182,12 +182,13 @@ def launches_of(
     launches = []
     for step in bucket.steps:
         arguments = [argument(step, value) for value in step.launch_args()]
+        stage = {} if (index := stage_of_step(step)) is None else {"stage": index}
         if step.group == COLLECTIVE:
-            launches.append({**launch_fields(step), "args": arguments})
+            launches.append({**launch_fields(step), "args": arguments} | stage)
         elif step.name in bucket.symbols:
             tokens = {"tokens": tokens_of(step)} if tokens_of(step) else {}
             launches.append(
-                {"kernel": bucket.symbols[step.name], "op": step.name, "args": arguments} | tokens
+                {"kernel": bucket.symbols[step.name], "op": step.name, "args": arguments} | tokens | stage
             )
         else:
             raise InternalError(f"select gave {step.name} no kernel for {target}")

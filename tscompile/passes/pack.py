@@ -3,7 +3,8 @@
 Takes build.graph (weights with recipes) and build.targets[t].buckets and layouts. Gives build.weights, a
 `Packed`: what tscompile/plan.py writes, in the graph's order, and the steps, which the plan keeps as
 "tsp/pack". Nothing is computed here: a weight is made when its turn to be written comes, and a sharded one a
-shard at a time. Targets share a weight wherever they want the same layout; ranks wherever it is not sharded.
+shard at a time. Targets share a weight wherever they want the same layout, ranks wherever it is not sharded,
+and weights of one recipe, as stages have that read the same, are one.
 """
 
 from __future__ import annotations
@@ -140,6 +141,7 @@ class Packed:
 def run(build: Build) -> None:
     weights: dict[str, PackedWeight] = {}
     names: dict[tuple[str, str], str] = {}
+    alike: dict[object, str] = {}
     for weight in weights_of(build):
         if "@" in weight.name:
             raise InternalError(f"{weight!r}: a weight's name has no @, which the names of shards begin with")
@@ -147,7 +149,9 @@ def run(build: Build) -> None:
         for layout in dict.fromkeys(wanted.values()):
             # the plain name if all targets agree, as they do today
             name = weight.name if len(set(wanted.values())) == 1 else f"{weight.name}:{layout}"
-            weights[name] = PackedWeight(name, weight, layout, build.checkpoint, build.mesh)
+            name = alike.setdefault((weight.recipe, weight.dtype, layout), name)
+            if name not in weights:
+                weights[name] = PackedWeight(name, weight, layout, build.checkpoint, build.mesh)
             names.update({(target, weight.name): name for target, it in wanted.items() if it == layout})
     build.weights = Packed(weights, names)
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from tscompile.build import Build, Options
 from tscompile.ir import Graph, Weight, replicated
 from tscompile.mesh import by_stage
-from tscompile.placement import Placement, Replicate
+from tscompile.placement import Placement, Replicate, Stage
 from tscompile.price import Prices
 from tscompile.reasons import reasons
 from tscompile.recipe import checkpoint_names
@@ -123,7 +123,7 @@ def assign(graph: Graph, index: int, found: Sequence[Strategy]) -> None:
             if isinstance(value, Weight):
                 if (id(value), wanted) not in twins:
                     twin = value
-                    computed = not any(checkpoint_names(value.recipe))
+                    computed = not (any(checkpoint_names(value.recipe)) or isinstance(wanted, Stage))
                     if id(value) in seen or (computed and value.placement[index] != wanted):
                         where = "".join(letter for letter in str(wanted) if letter.isalnum())
                         name = f"{value.name}.{graph.mesh.names[index]}-{where}"

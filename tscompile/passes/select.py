@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tscompile.build import Bucket, Build, TargetBuild
-from tscompile.errors import CompileError
 from tscompile.kernels.desc import KernelDesc
 from tscompile.kernels.groups import describe, layouts_of
 from tscompile.kernels.host import best_target
@@ -28,8 +27,6 @@ class Selected:
 
 
 def run(build: Build) -> None:
-    if build.mesh.stage_axis >= 0:
-        raise CompileError(f"{build.mesh}: tsruntime cannot run stages yet; build for pp=1")
     steps = {tokens: steps_of(graph) for tokens, graph in build.buckets.items()}
     layouts = layouts_of([step for some in steps.values() for step in some])
     distinct: dict[str, KernelDesc] = {}

@@ -38,7 +38,8 @@ def run(build: Build) -> None:
 
 def cut(graph: Graph, prices: Prices) -> list[dict[str, object]]:
     """Sets every placement on the axis of stages. A row a stage: its first and last value and its predicted
-    microseconds, as on one rank of the other axes. CompileError if the ops cannot be cut into so many."""
+    microseconds in a step of so many tokens, as on one rank of the other axes. CompileError if the ops cannot
+    be cut into so many."""
     index = graph.mesh.stage_axis
     axis, ranks = graph.mesh.axes[index]
     pieces = pieces_of(graph, prices)
@@ -57,12 +58,12 @@ def cut(graph: Graph, prices: Prices) -> list[dict[str, object]]:
     ends = [*starts[1:], len(pieces)]
     for value in graph.values():
         value.placement = replicated(graph.mesh)
-    found, rows = [], list[dict[str, object]]()
+    found, rows, tokens = [], list[dict[str, object]](), dict(prices.sizes)["T"]
     for stage, (first, stop) in enumerate(zip(starts, ends, strict=True)):
         ops = [op for piece in pieces[first:stop] for op in piece.ops]
         found += [_on(op, Stage(stage)) for op in ops]
         us = round(seconds(first, stop) * 1e6, 2)
-        rows.append({"stage": stage, "first": ops[0].name, "last": ops[-1].name, "us": us})
+        rows.append({"stage": stage, "first": ops[0].name, "last": ops[-1].name, "us": us, "tokens": tokens})
     propagate.assign(graph, index, found)
     return rows
 
