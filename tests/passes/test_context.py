@@ -45,7 +45,7 @@ def test_parts_lie_with_the_cache() -> None:
     layer."""
     graph = placed(CP)
     assert {state.placement for state in graph.states} == {(Owned(),)}
-    assert {w.placement for w in graph.weights if w.name == "context_parts"} == {(Shard(0),)}
+    assert {w.placement for w in graph.weights if w.name.startswith("context_parts")} == {(Shard(0),)}
     made = {id(v): op for op in graph.ops for v in op.outputs}
     moves = [made[id(op.inputs[0])] for op in graph.ops if op.kind == "merge_parts"]
     assert [op.kind for op in moves] == ["redistribute"] * len(graph.states)
@@ -57,7 +57,7 @@ def test_heads_and_contexts() -> None:
     """Over tp and cp: each rank's heads over its part of the context."""
     graph = placed(Mesh((("tp", 2), ("cp", 2))))
     assert {state.placement for state in graph.states} == {(Shard(0), Owned())}
-    assert {w.placement for w in graph.weights if w.name == "context_parts"} == {(Replicate(), Shard(0))}
+    assert {w.placement for w in graph.weights if w.name.startswith("context_parts")} == {(Replicate(), Shard(0))}
 
 
 def test_a_page_that_is_too_large() -> None:
