@@ -32,6 +32,7 @@ def prompts_of(seed: int) -> list[list[int]]:
     [
         ("llama-gqa-tied", {"cp": 2}),
         ("mistral-window", {"tp": 2, "cp": 2}),
+        ("llama-mha", {"pp": 2, "cp": 2}),
         ("qwen3-bias-odd-vocab", {"cp": 3}),
         ("qwen3-moe", {"ep": 2, "cp": 2}),
         ("deepseek-routed", {"dp": 2, "cp": 2}),
