@@ -57,7 +57,9 @@ def test_heads_and_contexts() -> None:
     """Over tp and cp: each rank's heads over its part of the context."""
     graph = placed(Mesh((("tp", 2), ("cp", 2))))
     assert {state.placement for state in graph.states} == {(Shard(0), Owned())}
-    assert {w.placement for w in graph.weights if w.name.startswith("context_parts")} == {(Replicate(), Shard(0))}
+    assert {w.placement for w in graph.weights if w.name.startswith("context_parts")} == {
+        (Replicate(), Shard(0))
+    }
 
 
 def test_a_page_that_is_too_large() -> None:
