@@ -36,8 +36,8 @@ def test_a_stream_past_its_deadline_ends_with_the_error(start: Start) -> None:
     server = start()
     stream = server.open_stream(LONG | {"timeout": 0.2})
     with stream.makefile("rb") as lines:
-        said = [line for line in lines if line.startswith(b"data: ")]
-    last = json.loads(said[-1].removeprefix(b"data: "))
+        error = next(line for line in lines if line.startswith(b'data: {"error"'))
+    last = json.loads(error.removeprefix(b"data: "))
     assert last["error"]["code"] == "timeout"
     assert "of at most 2000 tokens were made" in last["error"]["message"]
 
