@@ -142,6 +142,7 @@ void BoundCollective::receive(int64_t elements, int thread, int num_threads) con
 
 void BoundCollective::put(int64_t elements, int thread, int num_threads) const {
   const auto [begin, end] = share_of(elements, thread, num_threads);
+  if (begin == end) return;  // a value without elements may have no address
   const auto at = static_cast<size_t>(begin * what_.element_bytes);
   std::memcpy(group_->staging(group_->rank(), half_) + at, in_ + at,
               static_cast<size_t>((end - begin) * what_.element_bytes));
