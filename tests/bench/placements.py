@@ -175,7 +175,8 @@ def propagation(layers: int) -> list[dict[str, Any]]:
 def received(kind: str, num_bytes: float, ranks: int) -> float:
     """Bytes that a rank receives of a value of `num_bytes`."""
     part = (ranks - 1) / ranks * num_bytes
-    return {"all_reduce": 2 * part, "all_to_all": part / ranks}.get(kind, part)
+    in_parts = dict.fromkeys(("all_to_all", "ragged_all_to_all"), part / ranks)  # both sides have a part each
+    return {"all_reduce": 2 * part, **in_parts}.get(kind, part)
 
 
 def collectives(graph: Graph, prices: Prices) -> tuple[Counter[str], float]:

@@ -28,6 +28,8 @@ def test_experts_are_summed_together() -> None:
     """Shared and routed experts are added before the sum over the ranks: two sums a layer, as without."""
     builds = placements.captured("DeepSeek-V3", 6), placements.captured("DeepSeek-V3", 7)
     assert placements.layer_of("DeepSeek-V3", builds, {"tp": 8}, 64)["collectives"] == {"all_reduce": 2}
+    moved = placements.layer_of("DeepSeek-V3", builds, {"dp": 8}, 8192)["collectives"]
+    assert moved["ragged_all_to_all"] == 2, "rows go to their experts and back"
 
 
 @pytest.mark.parametrize("mesh", placements.MESHES)
