@@ -62,7 +62,7 @@ Flow &FairQueue::least(Class &of) {
   }
 }
 
-/// What a flow that begins to wait is lifted to. It never falls: whoever waits was lifted to it.
+/// What a flow that begins to wait is lifted to. It falls to what the last one was charged when all who wait leave unserved.
 int64_t FairQueue::floor(Class &of) {
   if (!of.by_charge.empty()) return least(of).charged;
   return of.last ? of.last->charged : 0;
@@ -82,14 +82,18 @@ void FairQueue::unlink(Flow &flow) {
   TS_ASSERT(erased == 2, "a flow that waits is in both orders");
 }
 
-/// Forgets a flow or two of which nothing is left: that nobody holds, and that would be lifted above what it was charged.
+/// Forgets a flow or two of which nothing is left: that nobody holds, and that would be lifted above what it was charged, whenever
+/// it came back. A floor may fall, but never below what its class's last was charged; and the lesser of the two never falls, as
+/// whoever waits was lifted to it and who is served last is one of those.
 void FairQueue::sweep() {
   for (int i = 0; i < 2 && !flows_.empty(); ++i) {
     auto at = flows_.upper_bound(swept_);
     if (at == flows_.end()) at = flows_.begin();
     swept_ = at->first;
     const std::shared_ptr<Flow> &flow = at->second;
-    if (flow.use_count() == 1 && flow->charged <= floor(classes_[flow->priority])) flows_.erase(at);
+    Class &of = classes_[flow->priority];
+    const int64_t least_floor = std::min(floor(of), of.last ? of.last->charged : 0);
+    if (flow.use_count() == 1 && flow->charged <= least_floor) flows_.erase(at);
   }
 }
 

@@ -37,25 +37,20 @@ int32_t Mesh::peer(int32_t rank, int32_t axis, int32_t coordinate) const {
 
 bool Mesh::by_sequence(int32_t axis) const { return axis == find(kBySequence); }
 
-int32_t Mesh::num_stages() const {
-  const int32_t axis = find(kByStage);
+int32_t Mesh::size(std::string_view name) const {
+  const int32_t axis = find(name);
   return axis < 0 ? 1 : axes[static_cast<size_t>(axis)].size;
 }
 
-int32_t Mesh::stage(int32_t rank) const {
-  const int32_t axis = find(kByStage);
+int32_t Mesh::coordinate(int32_t rank, std::string_view name) const {
+  const int32_t axis = find(name);
   return axis < 0 ? 0 : coordinate(rank, axis);
 }
 
-int32_t Mesh::num_owners() const {
-  const int32_t axis = find(kBySequence);
-  return axis < 0 ? 1 : axes[static_cast<size_t>(axis)].size;
-}
-
-int32_t Mesh::owner(int32_t rank) const {
-  const int32_t axis = find(kBySequence);
-  return axis < 0 ? 0 : coordinate(rank, axis);
-}
+int32_t Mesh::num_stages() const { return size(kByStage); }
+int32_t Mesh::stage(int32_t rank) const { return coordinate(rank, kByStage); }
+int32_t Mesh::num_owners() const { return size(kBySequence); }
+int32_t Mesh::owner(int32_t rank) const { return coordinate(rank, kBySequence); }
 
 std::string Mesh::text() const {
   std::string text;

@@ -29,7 +29,9 @@ struct Mesh {
   std::string text() const;                ///< "tp=2" or "dp=2,tp=4"
 
  private:
-  int32_t stride(int32_t axis) const;  ///< ranks from one coordinate of the axis to the next
+  int32_t size(std::string_view name) const;                      ///< 1 if there is no such axis
+  int32_t coordinate(int32_t rank, std::string_view name) const;  ///< 0 if there is no such axis
+  int32_t stride(int32_t axis) const;                             ///< ranks from one coordinate of the axis to the next
 };
 
 }  // namespace ts

@@ -23,12 +23,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import reports
 import torch
 import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "build" / "release" / "tests" / "libcollective_bench.so"
-REPORTS = ROOT / "artifacts" / "bench"
 RANKS = 2
 SIZES = tuple(4**power for power in range(6, 14))  # bytes of the whole value: 4 KiB to 64 MiB
 KINDS = ("all_reduce", "reduce_scatter", "all_gather")
@@ -37,11 +37,6 @@ KINDS = ("all_reduce", "reduce_scatter", "all_gather")
 COMM_WORLD, FLOAT, SUM = (ctypes.c_void_p(value) for value in (0x101, 0x210, 0x21))
 
 Run = Callable[[int], float]  # collectives on end -> seconds of one
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
 
 
 class Ours:
@@ -188,7 +183,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="small values, twice: to try the bench itself")
-    parser.add_argument("--out", type=Path, default=REPORTS, metavar="DIR", help="default: artifacts/bench")
+    parser.add_argument(
+        "--out", type=Path, default=reports.FOLDER, metavar="DIR", help="default: artifacts/bench"
+    )
     parser.add_argument("--rank-in", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.rank_in:
@@ -196,7 +193,7 @@ def main() -> None:
         return
     if not LIBRARY.exists():
         sys.exit(f"collectives.py: {LIBRARY.relative_to(ROOT)} is missing: make engine")
-    if len(os.sched_getaffinity(0)) < RANKS:
+    if len(os.sched_getaffinity(0)) < RANKS and not arguments.quick:
         sys.exit(f"collectives.py: {RANKS} ranks need a core each, and this process may use fewer")
     here = Path(sys.executable).parent
     with tempfile.TemporaryDirectory() as folder:
@@ -211,16 +208,12 @@ def main() -> None:
     date = datetime.date.today().isoformat()
     report = {
         "date": date,
-        "cpu": processor(),
+        "cpu": reports.processor(),
         "ranks": RANKS,
         "rounds": rounds_of(arguments.quick),
         "rows": rows,
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    file = arguments.out / f"{date}-collectives"
-    file.with_suffix(".md").write_text(markdown(report))
-    file.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    print(f"collectives: wrote {file.with_suffix('.md')}", file=sys.stderr, flush=True)
+    reports.keep(report, markdown(report), "collectives", arguments.out)
     print(json.dumps(report), flush=True)
 
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import google_benchmark as gb
+import reports
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "build" / "release" / "tests" / "libcontrol_bench.so"
-REPORTS = ROOT / "artifacts" / "bench"
 PAGE = 64
 CONTEXT = 50_000
 TURN = 800
@@ -180,11 +180,6 @@ def figures(raw: dict[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
-
-
 def markdown(report: dict[str, Any]) -> str:
     found, bounds = report["figures"], report["bounds_us"]
 
@@ -248,7 +243,9 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a few rounds only: to try the bench itself")
     parser.add_argument("--only", default="", metavar="REGEX", help="those of that name; keeps no report")
-    parser.add_argument("--out", type=Path, default=REPORTS, metavar="DIR", help="default: artifacts/bench")
+    parser.add_argument(
+        "--out", type=Path, default=reports.FOLDER, metavar="DIR", help="default: artifacts/bench"
+    )
     arguments = parser.parse_args()
     bench = Bench(arguments.quick)
     register(bench, arguments.quick)
@@ -263,18 +260,14 @@ def main() -> None:
     date = datetime.date.today().isoformat()
     report = {
         "date": date,
-        "cpu": processor(),
+        "cpu": reports.processor(),
         "iterations": bench.iterations,
         "repetitions": bench.repetitions,
         "bounds_us": BOUNDS,
         "figures": figures(raw),
     }
     if not arguments.only:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        file = arguments.out / f"{date}-control"
-        file.with_suffix(".md").write_text(markdown(report))
-        file.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-        print(f"control: wrote {file.with_suffix('.md')}", file=sys.stderr, flush=True)
+        reports.keep(report, markdown(report), "control", arguments.out)
     print(json.dumps(report), flush=True)
 
 

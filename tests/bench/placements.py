@@ -55,7 +55,7 @@ REPORTS = ROOT / "artifacts" / "bench"
 TARGET, RANKS = "sm_90a", 8
 TOKENS = (64, 8192)  # a step that decodes, and one that reads prompts
 LAYERS = (1, 2, 4, 10, 25, 50, 100)
-IDLE_LOAD = 0.5  # of the last minute; starting up is part of it
+IDLE_LOAD = 0.3
 DENSE = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
 DENSE |= {"max_position_embeddings": 40960}
 # Sizes as the published config.json files have them

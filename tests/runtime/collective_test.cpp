@@ -274,21 +274,15 @@ TEST_P(Collectives, AreWhatTheyMean) {
   }
 }
 
-TEST(CollectiveSum, OfIntegers) {
-  const Mesh mesh{{{"tp", 2}}};
-  Collective what;
-  what.kind = Kind::reduce_scatter;
-  what.integers = true;
-  what.num_ranks = 2;
-  what.run = 2;
+/// Runs the collective between two ranks of one thread each.
+template <class Element>
+void between_two(const Mesh &mesh, const Collective &what, const std::vector<std::vector<Element>> &in,
+                 std::vector<std::vector<Element>> &out) {
   RankLayout layout;
   layout.num_ranks = 2;
   layout.num_threads = {1, 1};
   layout.staging_bytes = 4096;
   const auto memory = std::make_shared<SharedMemory>(SharedGroup::bytes(layout));
-  // no f32 holds them
-  const std::vector<std::vector<int32_t>> in = {{16777217, 1, 2, 3}, {-1, 5, 1 << 30, 16777216}};
-  std::vector<std::vector<int32_t>> out(2, std::vector<int32_t>(2));
   const auto run = [&](int32_t r) {
     SharedGroup group(memory, layout, r, {});
     const auto i = static_cast<size_t>(r);
@@ -298,6 +292,19 @@ TEST(CollectiveSum, OfIntegers) {
   std::thread other([&] { run(1); });
   run(0);
   other.join();
+}
+
+TEST(CollectiveSum, OfIntegers) {
+  const Mesh mesh{{{"tp", 2}}};
+  Collective what;
+  what.kind = Kind::reduce_scatter;
+  what.integers = true;
+  what.num_ranks = 2;
+  what.run = 2;
+  // no f32 holds them
+  const std::vector<std::vector<int32_t>> in = {{16777217, 1, 2, 3}, {-1, 5, 1 << 30, 16777216}};
+  std::vector<std::vector<int32_t>> out(2, std::vector<int32_t>(2));
+  between_two(mesh, what, in, out);
   EXPECT_EQ(out[0], (std::vector<int32_t>{16777216, 6}));
   EXPECT_EQ(out[1], (std::vector<int32_t>{(1 << 30) + 2, 16777219}));
 }
@@ -308,22 +315,9 @@ TEST(CollectiveMax, KeepsNaN) {
   what.reduce = Collective::Reduce::max;
   what.num_ranks = 2;
   what.run = 3;
-  RankLayout layout;
-  layout.num_ranks = 2;
-  layout.num_threads = {1, 1};
-  layout.staging_bytes = 4096;
-  const auto memory = std::make_shared<SharedMemory>(SharedGroup::bytes(layout));
   const std::vector<Values> in = {{NAN, 1, 2}, {5, NAN, 1}};
   std::vector<Values> out(2, Values(3));
-  const auto run = [&](int32_t r) {
-    SharedGroup group(memory, layout, r, {});
-    const auto i = static_cast<size_t>(r);
-    const TokenParts tokens(mesh, r, 1, 1);
-    EXPECT_TRUE(BoundCollective(what, mesh, r, &group, 0, in[i].data(), out[i].data()).run(tokens, 0, 1));
-  };
-  std::thread other([&] { run(1); });
-  run(0);
-  other.join();
+  between_two(mesh, what, in, out);
   for (const Values &values : out) {
     EXPECT_TRUE(std::isnan(values[0]) && std::isnan(values[1]));
     EXPECT_EQ(values[2], 2);

@@ -214,7 +214,7 @@ class Draw {
     e.warm = between(0, 1), e.top_k = between(0, 1) * 5, e.narrow = between(0, 1);
     e.repeated = one_in(4) ? 1 : 0, e.frequent = one_in(4) ? 1 : 0, e.ignore_eos = between(0, 1);
     if (one_in(4)) e.stop = between(4, 23);
-    if (one_in(4)) e.repeat = between(1, 2);
+    if (one_in(2)) e.repeat = between(1, 2);
     if (one_in(8)) e.tenant = one_in(4) ? id + 2 : between(1, 2);  // of one request alone, or of many
     if (one_in(3)) e.priority = between(-1, 1);
     if (one_in(2)) e.account = one_in(20) ? id + 3 : between(1, 3);
