@@ -37,18 +37,20 @@ def plan_without_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def plans(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The demo checkpoint in float32 for so many ranks, of which `dp` share the sequences out."""
+    """The demo checkpoint in float32 for a mesh: plans(tp=2, dp=2)."""
     folder, built = tmp_path_factory.mktemp("ranks"), {}
 
-    def plan(ranks: int, dp: int = 1) -> Path:
-        if (ranks, dp) not in built:
-            path = folder / f"{ranks}-{dp}.tsp"
+    def plan(**mesh: int) -> Path:
+        axes = [f"--{axis}={size}" for axis, size in sorted(mesh.items())]
+        name = "".join(axes)
+        if name not in built:
+            path = folder / f"demo{name}.tsp"
             command = [sys.executable, "-m", "tscompile.cli", "build", "artifacts/demo", "-o", str(path)]
-            command += ["--dtype", "fp32", "--tp", str(ranks // dp), "--dp", str(dp), "--no-text"]
+            command += ["--dtype", "fp32", *axes, "--no-text"]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
-            built[ranks, dp] = path
-        return built[ranks, dp]
+            built[name] = path
+        return built[name]
 
     return plan
 

@@ -1,12 +1,12 @@
 """Ranks on two hosts, over MPI: the tokens are those of one rank, and what becomes of them when one dies or
 does not come."""
 
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,17 +48,18 @@ def serve(executable: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
         server.process.wait()
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("mesh", [{"tp": 2}, {"tp": 4}, {"dp": 2}, {"pp": 2}, {"cp": 2}])
 def test_tokens_are_those_of_one_rank(
     executable: Path,
     hosts: TwoHosts,
-    plans: Callable[[int], Path],
+    plans: Callable[..., Path],
     serve: Callable[..., Server],
-    ranks: int,
+    mesh: dict[str, int],
 ) -> None:
-    wanted = tokens(serve(executable, plans(1)))
+    wanted = tokens(serve(executable, plans()))
+    ranks = math.prod(mesh.values())
     with hosts.inside(0):
-        server = serve(hosts.launcher(f"run{ranks}", executable, ranks), plans(ranks))
+        server = serve(hosts.launcher(f"run{ranks}", executable, ranks), plans(**mesh))
         assert [len(hosts.processes(host, executable)) for host in (0, 1)] == [ranks // 2] * 2
         assert [tokens(server) for _ in range(2)] == [wanted] * 2
     assert (
@@ -81,11 +82,11 @@ def listens(pid: int, port: int) -> bool:
 
 
 def test_a_killed_rank_is_named(
-    executable: Path, hosts: TwoHosts, plans: Callable[[int], Path], serve: Callable[..., Server]
+    executable: Path, hosts: TwoHosts, plans: Callable[..., Path], serve: Callable[..., Server]
 ) -> None:
     program = hosts.launcher("keep", executable, 2, "-disable-auto-cleanup")
     with hosts.inside(0):
-        server = serve(program, plans(2))
+        server = serve(program, plans(tp=2))
         with server.open_stream({"prompt": PROMPT, "max_tokens": 1500, "logprobs": 0}) as stream:
             data = b""
             while b"data:" not in data:
@@ -102,26 +103,23 @@ def test_a_killed_rank_is_named(
 
 
 def test_a_rank_that_does_not_come_is_named(
-    executable: Path, hosts: TwoHosts, plans: Callable[[int], Path]
+    executable: Path, hosts: TwoHosts, plans: Callable[..., Path]
 ) -> None:
     other = hosts.folder / "sleeps"
     other.write_text(f'#!/bin/sh\n[ "$PMI_RANK" = 1 ] && exec sleep 60\nexec {executable} "$@"\n')
     other.chmod(0o755)
     program = hosts.launcher("late", other, 2)
-    words = [str(program), "generate", str(plans(2)), "--ids", "1,2", "--rank-timeout", "1"]
+    words = [str(program), "generate", str(plans(tp=2)), "--ids", "1,2", "--rank-timeout", "1"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         said = [process.stderr.readline() for _ in range(2)]
         assert "waited 1 s for the others to start MPI, and rank 1 did not" in said[1]
-        deadline = time.monotonic() + 10
-        while hosts.processes(0, executable):
-            assert time.monotonic() < deadline, "rank 0 should have ended"
-            time.sleep(0.01)
+        hosts.wait_until_gone(0, executable)
         process.kill()  # mpiexec waits for the other command
 
 
 def test_without_a_library_the_error_says_what_to_do(
-    executable: Path, hosts: TwoHosts, plans: Callable[[int], Path]
+    executable: Path, hosts: TwoHosts, plans: Callable[..., Path]
 ) -> None:
     place = {
         "PMI_RANK": "0",
@@ -129,7 +127,7 @@ def test_without_a_library_the_error_says_what_to_do(
         "MPI_LOCALNRANKS": "1",
         "TSRUNTIME_MPI": "/nowhere/libmpi_abi.so",
     }
-    words = [str(executable), "generate", str(plans(2)), "--ids", "1,2"]
+    words = [str(executable), "generate", str(plans(tp=2)), "--ids", "1,2"]
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | place)
     assert done.returncode == 1
     for text in (
@@ -145,3 +143,34 @@ def test_without_a_library_the_error_says_what_to_do(
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | place)
     assert done.returncode == 1
     assert "the launcher says rank 0 of 2, but the MPI library says 0 of 1" in done.stderr
+
+
+@pytest.mark.parametrize("fault", ["stopped", "cut off"])
+def test_a_rank_that_is_silent_is_named(
+    executable: Path, hosts: TwoHosts, plans: Callable[..., Path], serve: Callable[..., Server], fault: str
+) -> None:
+    program = hosts.launcher("silent", executable, 2, "-disable-auto-cleanup")
+    with hosts.inside(0):
+        server = serve(program, plans(tp=2), "--rank-timeout", "5")
+        with server.open_stream({"prompt": PROMPT, "max_tokens": 1500, "logprobs": 0}) as stream:
+            data = b""
+            while b"data:" not in data:
+                data += stream.recv(4096)
+            (silent,) = hosts.processes(1, executable)
+            if fault == "stopped":
+                os.kill(silent, signal.SIGSTOP)
+            else:
+                hosts.cable("down")
+            try:
+                while more := stream.recv(65536):
+                    data += more
+                hosts.wait_until_gone(0, executable)
+                if fault == "cut off":  # says the same of rank 0, and ends
+                    hosts.wait_until_gone(1, executable)
+            finally:
+                if fault == "stopped":
+                    os.kill(silent, signal.SIGKILL)
+                hosts.cable("up")
+    said = f"rank 1 (process {silent} on {hosts.names[1]}) has not moved for 5 s"
+    assert re.search(rb'"error".*' + re.escape(said.encode()), data), data[-500:]
+    assert f"tsruntime: {said}" in server.log.read_text()

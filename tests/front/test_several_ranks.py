@@ -1,6 +1,7 @@
 """Plans of several ranks: as many processes that serve as one, and what becomes of them when one dies."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -62,9 +63,8 @@ def gone(pid: int, timeout_s: float = 10.0) -> bool:
 def serve(executable: Path, plans: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start(ranks: int, *arguments: str, dp: int = 1) -> Server:
-        log = tmp_path / f"{len(servers)}.log"
-        servers.append(Server(executable, plans(ranks, dp), log, *arguments))
+    def start(**mesh: int) -> Server:
+        servers.append(Server(executable, plans(**mesh), tmp_path / f"{len(servers)}.log"))
         return servers[-1]
 
     yield start
@@ -73,17 +73,17 @@ def serve(executable: Path, plans: Callable[..., Path], tmp_path: Path) -> Itera
         server.process.wait()
 
 
-@pytest.mark.parametrize(("ranks", "dp"), [(2, 1), (4, 1), (2, 2), (4, 2)])
+@pytest.mark.parametrize("mesh", [{"tp": 2}, {"tp": 4}, {"dp": 2}, {"dp": 2, "tp": 2}, {"cp": 2, "pp": 2}])
 def test_the_tokens_are_those_of_one_rank(
-    executable: Path, plans: Callable[..., Path], serve: Callable[..., Server], ranks: int, dp: int
+    executable: Path, plans: Callable[..., Path], serve: Callable[..., Server], mesh: dict[str, int]
 ) -> None:
-    wanted = generate(executable, plans(1))
-    assert generate(executable, plans(ranks, dp)) == wanted
-    assert generate(executable, plans(ranks, dp), "--threads", "2") == wanted
-    server = serve(ranks, dp=dp)
+    wanted = generate(executable, plans())
+    assert generate(executable, plans(**mesh)) == wanted
+    assert generate(executable, plans(**mesh), "--threads", "2") == wanted
+    server = serve(**mesh)
     pids = children(server.process.pid)
-    assert len(pids) == ranks - 1
-    one = serve(1)
+    assert len(pids) == math.prod(mesh.values()) - 1
+    one = serve()
     fields = {"max_tokens": 24, "ignore_eos": True, "logprobs": 0}
     tokens = one.complete(PROMPT, **fields)["choices"][0]["logprobs"]["tokens"]
     assert tokens == [f"token_id:{token}" for token in wanted]
@@ -103,7 +103,7 @@ def test_a_launcher_starts_the_ranks(
     words = [
         str(executable),
         "generate",
-        str(plans(2)),
+        str(plans(tp=2)),
         "--ids",
         ",".join(map(str, PROMPT)),
         "--max-tokens",
@@ -124,7 +124,7 @@ def test_a_launcher_starts_the_ranks(
 
 
 def test_a_killed_rank_ends_the_server(serve: Callable[..., Server]) -> None:
-    server = serve(2)
+    server = serve(tp=2)
     (child,) = children(server.process.pid)
     with server.open_stream({"prompt": PROMPT, "max_tokens": 1500, "logprobs": 0}) as stream:
         data = stream.recv(4096)
@@ -140,7 +140,7 @@ def test_a_killed_rank_ends_the_server(serve: Callable[..., Server]) -> None:
 
 
 def test_a_killed_rank_ends_an_idle_server(serve: Callable[..., Server]) -> None:
-    server = serve(4)
+    server = serve(tp=4)
     pids = children(server.process.pid)
     os.kill(pids[1], signal.SIGKILL)
     assert server.process.wait(10) == 1
@@ -149,7 +149,7 @@ def test_a_killed_rank_ends_an_idle_server(serve: Callable[..., Server]) -> None
 
 
 def test_ranks_die_with_rank_0(serve: Callable[..., Server]) -> None:
-    server = serve(2)
+    server = serve(tp=2)
     pids = children(server.process.pid)
     server.process.kill()
     assert all(gone(pid) for pid in pids)
@@ -161,7 +161,7 @@ def command(executable: Path, plan: Path, rank_timeout: str) -> list[str]:
 
 
 def test_a_stopped_rank_is_named_at_start(executable: Path, plans: Callable[..., Path]) -> None:
-    words = command(executable, plans(2), rank_timeout="2")
+    words = command(executable, plans(tp=2), rank_timeout="2")
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (pids := children(process.pid)):
         assert process.poll() is None
@@ -173,7 +173,7 @@ def test_a_stopped_rank_is_named_at_start(executable: Path, plans: Callable[...,
 
 
 def test_a_rank_that_does_not_come_is_named(executable: Path, plans: Callable[..., Path]) -> None:
-    words = command(executable, plans(4), rank_timeout="0.5")
+    words = command(executable, plans(tp=4), rank_timeout="0.5")
     place = {"RANK": "0", "WORLD_SIZE": "4", "MASTER_PORT": str(os.getpid())}
     done = subprocess.run(words, env=os.environ | place, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -40,13 +40,13 @@ class TwoHosts:
         self.enter.write_text(ENTER.format(address=ADDRESSES[0], names=self.names))
         self.enter.chmod(0o755)
         try:
-            self._cable()
+            self._connect()
             self.command(0, "true")
         except BaseException:
             self.close()
             raise
 
-    def _cable(self) -> None:
+    def _connect(self) -> None:
         for name in self.names:
             ip("netns", "add", name)
             ip("-n", name, "link", "set", "lo", "up")
@@ -65,9 +65,14 @@ class TwoHosts:
         ip("link", "add", *ends)
         for name, address in zip(self.names, ADDRESSES, strict=True):
             ip("-n", name, "address", "add", f"{address}/24", "dev", "eth0")
-            ip("-n", name, "link", "set", "eth0", "up")
+        self.cable("up")
+
+    def cable(self, state: str) -> None:
+        """Plugged in ("up") or pulled out ("down") at both ends."""
         for name in self.names:
-            while "state UP" not in ip("-n", name, "link", "show", "eth0"):
+            ip("-n", name, "link", "set", "eth0", state)
+        for name in self.names:
+            while f"state {state.upper()}" not in ip("-n", name, "link", "show", "eth0"):
                 time.sleep(0.01)
 
     def command(self, host: int, *words: str) -> None:
@@ -105,6 +110,13 @@ class TwoHosts:
                 continue
             found += [int(pid)] if words[0] == bytes(executable) else []
         return found
+
+    def wait_until_gone(self, host: int, executable: Path, timeout_s: float = 30.0) -> None:
+        """Until none of the executable's processes runs on the host."""
+        deadline = time.monotonic() + timeout_s
+        while found := self.processes(host, executable):
+            assert time.monotonic() < deadline, f"{found} should have ended"
+            time.sleep(0.01)
 
     @contextmanager
     def inside(self, host: int) -> Iterator[None]:

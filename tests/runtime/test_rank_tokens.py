@@ -183,7 +183,8 @@ import ctypes, json, os, sys
 sys.path.insert(0, {folder!r})
 import engine
 from pathlib import Path
-rank, options = int(os.environ["PMI_RANK"]), dict(num_threads=1, ranks_here=1, mpi_library={mpi!r})
+rank = int(os.environ["PMI_RANK"])
+options = dict(num_threads=1, num_pages=5, ranks_here=1, mpi_library={mpi!r})
 if rank == 0:
     with engine.Engine(Path({plan!r}), **options) as started:
         asked = [engine.Request(prompt, max_tokens=16, ignore_eos=True) for prompt in {prompts}]
@@ -198,18 +199,33 @@ sys.exit(error.message.decode() if status else 0)
 """
 
 
-def test_stages_over_mpi(tmp_path: Path) -> None:
-    """As on several hosts, where only ranks that exchange something speak."""
-    reference(STAGED["qwen3"]).save_pretrained(tmp_path)
-    prompts = [list(range(5, 42)), [9], list(range(300, 320))]
+@pytest.mark.parametrize(
+    ("family", "mesh"),
+    [
+        ("qwen3", {"pp": 2, "tp": 2}),
+        ("llama", {"dp": 2}),
+        ("deepseek-routed", {"cp": 2, "pp": 2}),
+        ("qwen3-moe", {"dp": 2, "ep": 2}),
+    ],
+)
+def test_over_mpi(family: str, mesh: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on several hosts, where only ranks that exchange something speak; experts' rows move, and pages run
+    out."""
+    reference(STAGED[family]).save_pretrained(tmp_path)
+    prompts = [list(range(5, 42)), [9], list(range(300, 320)), list(range(90, 152)), list(range(7, 38))]
     asked = [Request(prompt, max_tokens=16, ignore_eos=True) for prompt in prompts]
     with Engine(plans.build(tmp_path, tmp_path / "1.tsp", page_size=32), num_threads=1) as engine:
         wanted = [answer.tokens for answer in engine.generate(asked)]
-    path = plans.build(tmp_path, tmp_path / "4.tsp", page_size=32, pp=2, tp=2)
+    if "ep" in mesh:
+        monkeypatch.setattr(propagate, "prices_of", lambda _: plans.rows_free())
+    path = plans.build(tmp_path, tmp_path / "several.tsp", page_size=32, **mesh)
+    moves = [launch for launch in plans.launches(path) if launch.get("collective") == "ragged_all_to_all"]
+    assert bool(moves) == ("ep" in mesh)
     mpi = f"{sys.prefix}/lib/libmpi_abi.so.1".encode()
     folder = str(Path(api.__file__).parent)
     script = RANK_OF_MPI.format(folder=folder, mpi=mpi, plan=str(path), prompts=prompts)
-    words = [f"{sys.prefix}/bin/mpiexec", "-n", "4", sys.executable, "-c", script]
+    num_ranks = str(math.prod(mesh.values()))
+    words = [f"{sys.prefix}/bin/mpiexec", "-n", num_ranks, sys.executable, "-c", script]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == wanted
