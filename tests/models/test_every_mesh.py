@@ -7,6 +7,7 @@ import copy
 import math
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,35 +51,24 @@ FAMILIES: dict[str, dict[str, Any]] = {
 CONTEXT_PAGE = 4  # tokens of a page that each of several cp ranks holds: every context crosses some
 # Query heads and KV heads, those of which the ranks that share heads out are a multiple or a divisor
 HEADS, HEADS_OF_THREE = (8, 2), (6, 3)
+MOST_STAGES = 6  # that one layer, the embedding and the head can be cut into
 
 
-def meshes(ranks: int) -> list[dict[str, int]]:
-    """Every product of dp, ep and tp."""
+def meshes(ranks: int, axes: Sequence[str] = ("pp", "dp", "ep", "tp", "cp")) -> list[dict[str, int]]:
+    """Every product of the axes that has so many ranks."""
+    if ranks == 1 or not axes:
+        return [{}] if ranks == 1 else []
     divides = [n for n in range(1, ranks + 1) if ranks % n == 0]
-    sizes = [(dp, ep, ranks // dp // ep) for dp in divides for ep in divides if ranks % (dp * ep) == 0]
-    return [{axis: n for axis, n in zip(("dp", "ep", "tp"), three, strict=True) if n > 1} for three in sizes]
+    return [
+        {**({axes[0]: n} if n > 1 else {}), **rest} for n in divides for rest in meshes(ranks // n, axes[1:])
+    ]
 
 
 def named(mesh: dict[str, int]) -> str:
     return " ".join(f"{axis}={size}" for axis, size in mesh.items())
 
 
-# Stages, alone and over every other axis
-STAGED = [
-    *({"pp": pp} for pp in (2, 3, 4, 6)),
-    *({"pp": pp, axis: n} for axis in ("dp", "ep", "tp") for pp, n in ((2, 2), (4, 2), (2, 3), (2, 4))),
-    *({"pp": 2, **dict.fromkeys(axes, 2)} for axes in (("dp", "ep"), ("dp", "tp"), ("ep", "tp"))),
-]
-CONTEXT_MESHES: list[dict[str, int]] = [
-    *({"cp": ranks} for ranks in (2, 3, 4, 7, 8)),
-    *({axis: 2, "cp": 2} for axis in ("pp", "dp", "ep", "tp")),
-    {"tp": 2, "cp": 4},
-    {"dp": 2, "tp": 2, "cp": 2},
-]
-MESHES = {
-    named(mesh): mesh
-    for mesh in [*(m for ranks in range(2, 9) for m in meshes(ranks)), *STAGED, *CONTEXT_MESHES]
-}
+MESHES = {named(mesh): mesh for ranks in range(2, 9) for mesh in meshes(ranks)}
 
 
 def placed(build: Build, mesh: dict[str, int], page_size: int = PAGE_SIZE) -> Build:
@@ -107,19 +97,22 @@ class Family:
         return self.one[page_size]
 
 
+Families = dict[tuple[str, tuple[int, int], int], Family]
+
+
 @pytest.fixture(scope="module")
-def families(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, tuple[int, int]], Family]:
-    """By name and heads."""
+def families(tmp_path_factory: pytest.TempPathFactory) -> Families:
+    """By name, heads and layers."""
     found = {}
     for family, config in FAMILIES.items():
-        for heads, kv_heads in (HEADS, HEADS_OF_THREE):
-            folder = tmp_path_factory.mktemp(f"{family}-{heads}")
+        for (heads, kv_heads), layers in ((HEADS, 1), (HEADS_OF_THREE, 1), (HEADS, 2)):
+            folder = tmp_path_factory.mktemp(f"{family}-{heads}-{layers}")
             shared = heads if "kv_lora_rank" in config else kv_heads
             sizes = {"num_attention_heads": heads, "num_key_value_heads": shared}
-            sizes |= {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 1}
+            sizes |= {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": layers}
             saved(Spec(family, {**sizes, **config}), folder)
             build = captured(folder, BEFORE)
-            found[family, (heads, kv_heads)] = Family(build)
+            found[family, (heads, kv_heads), layers] = Family(build)
     return found
 
 
@@ -136,7 +129,7 @@ def random_steps(rng: random.Random) -> list[dict[str, list[int]]]:
 def test_every_family_on_every_mesh(
     family: str,
     mesh: str,
-    families: dict[tuple[str, tuple[int, int]], Family],
+    families: Families,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Tokens are sharded wherever that is cheaper. Prints the seed if it fails."""
@@ -144,7 +137,8 @@ def test_every_family_on_every_mesh(
     seed = sum(map(ord, family + mesh))
     print(f"seed {seed}")
     monkeypatch.setattr(propagate, "prices_of", lambda _: prices(1e-8, 1e12, sharded=True))
-    given = families[family, HEADS_OF_THREE if sizes.get("tp", 1) % 3 == 0 else HEADS]
+    heads = HEADS_OF_THREE if sizes.get("tp", 1) % 3 == 0 else HEADS
+    given = families[family, heads, 2 if sizes.get("pp", 1) > MOST_STAGES else 1]
     if sizes.get("tp") in (5, 7) and "kv_lora_rank" not in FAMILIES[family]:
         with pytest.raises(CompileError, match=r"does not divide the 2 KV heads .* tp can be 1, 2, 4, 8"):
             placed(given.captured, sizes)
@@ -159,7 +153,7 @@ def test_every_family_on_every_mesh(
 def test_small_steps_placed_otherwise(
     family: str,
     mesh: str,
-    families: dict[tuple[str, tuple[int, int]], Family],
+    families: Families,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Sums are reduced whole in small steps and scattered in large ones, over the same weights and caches:
@@ -168,7 +162,7 @@ def test_small_steps_placed_otherwise(
     print(f"seed {seed}")
     slow, quick = (prices(base, 1e12, sharded=True) for base in (1e-4, 1e-8))
     monkeypatch.setattr(propagate, "prices_of", lambda at: slow if 1 <= at.tokens <= 16 else quick)
-    given = families[family, HEADS]
+    given = families[family, HEADS, 1]
     program = placed(given.captured, MESHES[mesh])
     assert list(program.buckets) == [16, 512]
     small, large = (
@@ -188,7 +182,7 @@ def test_small_steps_placed_otherwise(
 def test_rows_of_experts_move(
     family: str,
     mesh: str,
-    families: dict[tuple[str, tuple[int, int]], Family],
+    families: Families,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where it is cheapest that tokens are sharded where they are routed: each route's row goes to the rank
@@ -196,7 +190,7 @@ def test_rows_of_experts_move(
     seed = sum(map(ord, family + mesh))
     print(f"seed {seed}")
     monkeypatch.setattr(propagate, "prices_of", lambda _: rows_free())
-    given = families[family, HEADS]
+    given = families[family, HEADS, 1]
     program = placed(given.captured, MESHES[mesh])
     moved = Counter(op.kind for group in program.graph.groups() for op in group.body)
     assert moved["ragged_all_to_all"] == 2, moved
