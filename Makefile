@@ -16,7 +16,7 @@ say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
 .PHONY: help
 help:
-	@printf 'make demo    compile the demo model, serve it, stream an answer\nmake test    build everything and pass the whole test suite\n'
+	@printf 'make demo    compile the demo model, serve it, stream an answer\nmake test    build everything and pass the whole test suite\nmake test-gpu   the same for kernels of GPUs, without one\n'
 	@printf 'make check   formatters, linters, type checker, sanitizers, fuzzing, planted bugs\nmake bench   measure, and write a dated report into artifacts/bench\nmake bench-control   the same for the scheduler alone\nmake bench-placements   the same for what placing costs, and the collectives that it finds\n'
 	@printf 'make wheel   one wheel with tscompile and tsruntime, in dist\nmake lock    solve requirements.in anew\nmake clean   remove what was built\n'
 
@@ -75,6 +75,13 @@ test: build engine
 	@timeout 1200 cargo test --manifest-path tsruntime/Cargo.toml --workspace --locked --release --quiet
 	$(call say,Python and end-to-end tests)
 	@$(BIN)/python -m pytest tests --durations=15
+
+# Kernels of device targets, without a device: those of real models compile and hold what they must; more cases in the interpreter.
+.PHONY: test-gpu
+test-gpu: $(VENV)/.ready
+	$(call say,kernels of device targets)
+	@$(BIN)/python tests/gpu/every_kernel.py
+	@TS_TRITON_SEED=1000 TS_TRITON_CASES=30 $(BIN)/python -m pytest tests/gpu/test_triton_arithmetic.py
 
 # ---- checks --------------------------------------------------------------------------------------------------------
 

@@ -173,7 +173,7 @@ def _compile(
             "compile",
             compiler,
         )
-        _publish(folder / "kernel.o", target)
+        publish((folder / "kernel.o").read_bytes(), target)
 
 
 def _link(objects: Mapping[str, Path], exports: Iterable[str], compiler: Compiler, target: Path) -> None:
@@ -185,7 +185,7 @@ def _link(objects: Mapping[str, Path], exports: Iterable[str], compiler: Compile
         exported = " ".join(f"{symbol};" for symbol in sorted(exports))
         (folder / "exports").write_text(f"{{ global: {exported} local: *; }};")
         _check(compiler.run([*LINK, *names, "-o", "kernels.so"], folder), "link", compiler)
-        _publish(folder / "kernels.so", target)
+        publish((folder / "kernels.so").read_bytes(), target)
 
 
 def _check(result: subprocess.CompletedProcess[str], what: str, compiler: Compiler) -> None:
@@ -197,12 +197,12 @@ def _check(result: subprocess.CompletedProcess[str], what: str, compiler: Compil
         )
 
 
-def _publish(made: Path, target: Path) -> None:
-    """Whole or not at all: a copy on the cache's file system, synced, then renamed."""
+def publish(data: bytes, target: Path) -> None:
+    """Whole or not at all: a file beside it, synced, then renamed."""
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(made.read_bytes())
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, target)

@@ -1,0 +1,155 @@
+"""Kernels compiled for device targets on a machine without one: what their cubins say of themselves, the same
+bytes anywhere, and what is refused. `make test-gpu` (every_kernel.py) does the shapes of real models."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sass
+from kernels_of_models import Shape, launches, linear
+
+from tscompile.errors import CompileError, InternalError
+from tscompile.kernels import desc
+from tscompile.kernels.build import cache_folder
+from tscompile.kernels.desc import args_of
+from tscompile.kernels.gpu import build
+from tscompile.kernels.gpu.build import compile_all, compilers
+from tscompile.kernels.gpu.cubin import parameters, resources
+from tscompile.kernels.gpu.select import Rows, choose
+from tscompile.kernels.gpu.spec import GpuKernel
+from tscompile.kernels.gpu.target import GPU_TARGETS, GpuTarget
+
+SMALL = Shape(256, 4, 2, 64, 512, 512, True)
+TARGETS = list(GPU_TARGETS.values())
+
+
+def kernels(buckets: tuple[int, ...]) -> list[GpuKernel]:
+    """One of each template, at the buckets that differ."""
+    found: dict[str, GpuKernel] = {}
+    for launch in launches(SMALL, TARGETS[0], buckets):
+        kernel = launch.kernel
+        swiglu = isinstance(kernel.desc, desc.Linear) and kernel.desc.swiglu
+        found.setdefault(f"{kernel.template} {bool(swiglu)} {kernel.config.num_warps}", kernel)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_every_template_compiles_clean(target: GpuTarget) -> None:
+    """Parameters as packed, by cuobjdump; attributes in range; tensor cores, wide loads, no spills;
+    programmatic dependent launch with weights read before the wait."""
+    chosen = kernels((1, 8, 128))
+    assert {kernel.template for kernel in chosen} >= {"gemv", "linear", "attention", "attention_combine"}
+    made, versions = compile_all(chosen, target, cache=cache_folder())
+    assert versions == compilers(target)
+    problems = [line for kernel in chosen for line in sass.lint(kernel, made[kernel.symbol], target)]
+    assert not problems, "\n".join(problems)
+
+
+def test_the_lint_can_fail() -> None:
+    """Each rule, on a cubin that is not what it is said to be."""
+    target = GPU_TARGETS["sm_90a"]
+    norm, product = (
+        choose(made, target, Rows(8, 8)).launches[0].kernel
+        for made in (
+            desc.RmsNorm(args_of("x", "weight:weight", "out!"), "T", 1, 256, 1e-5, "bf16"),
+            linear(256, 256),
+        )
+    )
+    made, _ = compile_all([norm, product], target, cache=cache_folder())
+    more = replace(norm, params=(*norm.params, norm.params[0]))
+    assert any("the plan packs" in line for line in sass.lint(more, made[norm.symbol], target))
+    assert any("not on the tensor cores" in line for line in sass.lint(product, made[norm.symbol], target))
+    said = made[norm.symbol].resources._replace(spills=8, warnings=("warning : C7508",))
+    spilled = replace(made[norm.symbol], resources=said, shared_bytes=1 << 20)
+    lines = "\n".join(sass.lint(norm, spilled, target))
+    for word in ("spills", "C7508", "shared memory"):
+        assert word in lines
+    stripped = [name for name in sass.instructions(made[norm.symbol].cubin) if name != sass.WAIT]
+    assert list(sass.dependent_launch(norm, made[norm.symbol], target, stripped)) == ["no griddepcontrol"]
+    assert list(
+        sass.dependent_launch(norm, made[norm.symbol], target, ["STG.E", sass.WAIT, sass.LET_NEXT_BEGIN])
+    )
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_same_bytes_in_any_folder(target: GpuTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (kernel,) = (launch.kernel for launch in choose(linear(256, 256), target, Rows(8, 8)).launches)
+    found = []
+    for name in ("a", "b/deeper"):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        monkeypatch.setenv("TMPDIR", str(folder))
+        monkeypatch.setenv("TRITON_INTERPRET", "1")  # of no concern to the workers
+        monkeypatch.chdir(folder)
+        made, _ = compile_all([kernel], target, cache=folder)
+        found.append(made[kernel.symbol])
+    if any(made.randomised for made in found):
+        pytest.skip("this system does not let a process turn address randomisation off")
+    assert found[0].cubin == found[1].cubin
+
+
+def test_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = GPU_TARGETS["sm_90a"]
+    kernel = choose(desc.GatherRows(args_of("x", "out!"), 64, "bf16"), target, Rows(8, 8)).launches[0].kernel
+    seen: list[tuple[int, int]] = []
+    first, _ = compile_all([kernel, kernel], target, cache=tmp_path, progress=lambda *at: seen.append(at))
+    assert seen == [(1, 1)]
+
+    def start(_: object) -> None:
+        raise RuntimeError("a worker was started")
+
+    monkeypatch.setattr(build._Workers, "_start", start)
+    again, _ = compile_all([kernel], target, cache=tmp_path)
+    assert again == first
+    good = build.emit(kernel)
+    monkeypatch.setattr(build, "emit", lambda _: good + "# changed")
+    with pytest.raises(RuntimeError, match="a worker was started"):
+        compile_all([kernel], target, cache=tmp_path)
+
+
+def test_a_kernel_that_does_not_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = GPU_TARGETS["sm_90a"]
+    kernel = choose(desc.GatherRows(args_of("x", "out!"), 64, "bf16"), target, Rows(8, 8)).launches[0].kernel
+    good = build.emit(kernel)
+    monkeypatch.setattr(build, "emit", lambda _: good.replace("column < WIDTH", "column < HEIGHT"))
+    with pytest.raises(InternalError, match=rf"(?s){kernel.symbol} for sm_90a: .*HEIGHT"):
+        compile_all([kernel], target, cache=tmp_path)
+    assert not list(tmp_path.glob("cubins/*"))
+    monkeypatch.setattr(build, "emit", lambda _: "import os; os._exit(3)")
+    with pytest.raises(InternalError, match="the worker that compiled it ended with status 3"):
+        compile_all([kernel], target, cache=tmp_path)
+
+
+def test_without_triton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(
+        CompileError, match=r"needs the Python package triton.*pip install 'tscompile\[build\]'"
+    ):
+        compile_all([], GPU_TARGETS["sm_90a"], cache=tmp_path)
+
+
+def test_what_no_kernel_does() -> None:
+    target, rows = GPU_TARGETS["sm_100a"], Rows(8, 8)
+    with pytest.raises(CompileError, match="sm_100a has no kernel of kind route yet"):
+        choose(
+            desc.Route(args_of("logits", "ids!", "weights!"), 8, 2, "softmax", True, 1.0, 1, 1), target, rows
+        )
+    f32 = desc.Embed(args_of("table:weight", "out!"), "token_ids", 64, "f32", "rows")
+    with pytest.raises(CompileError, match="kernels for bf16, not for f32: build with --dtype bf16"):
+        choose(f32, target, rows)
+    wide = desc.Attention(args_of("q", "kv:kv", "out!"), 2, 1, 512, "bf16", 64, 1.0, 0, "bf16")
+    with pytest.raises(CompileError, match="heads of up to 256, not of 512"):
+        choose(wide, target, rows)
+    parts = desc.Attention(args_of("q", "kv:kv", "part", "out!"), 2, 1, 64, "bf16", 64, 1.0, 0, "f32", 2)
+    with pytest.raises(CompileError, match="build without --cp"):
+        choose(parts, target, rows)
+
+
+def test_reading_cubins() -> None:
+    with pytest.raises(InternalError, match="no ELF64"):
+        parameters(b"nothing", "kernel")
+    with pytest.raises(InternalError, match="ptxas says nothing like"):
+        resources("")
