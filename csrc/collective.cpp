@@ -17,6 +17,8 @@ constexpr int64_t kTwoSteps = 32768;  // elements from which an all_reduce of mo
 
 constexpr size_t kSender = 0, kReceiver = 1;  // of the two that a send has
 
+StagedPart no_parts(size_t, size_t) { return {}; }
+
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 /// The share [first, second) of `count` elements that part `index` of `parts` has.
@@ -76,7 +78,7 @@ BoundCollective::BoundCollective(const Collective &what, const Mesh &mesh, int32
 }
 
 uint64_t BoundCollective::staging_bytes(const Collective &what, const Limits &limits, const Mesh &mesh) {
-  if (what.num_ranks == 1 || what.kind == Collective::Kind::slice) return 0;
+  if (!what.exchanges()) return 0;
   if (what.kind == Collective::Kind::ragged_all_to_all) {
     return static_cast<uint64_t>(round_up(what.most_taken(limits, mesh), kGrain) * what.element_bytes);
   }
@@ -94,44 +96,100 @@ BoundCollective::Parts BoundCollective::parts(const TokenParts &tokens, int64_t 
   return {what_.tokens ? &tokens : nullptr, what_.axis, unit, what_.num_ranks};
 }
 
-bool BoundCollective::run(const TokenParts &tokens, int thread, int num_threads) const {
-  const int64_t all = tokens.of(TokenParts::kWhole).num_tokens;
-  const int64_t outer = what_.outer(tokens.of(what_.rows_axis).num_tokens, tokens.of(TokenParts::kWhole).num_logits);
-  const auto kind = what_.kind;
+BoundCollective::Extent BoundCollective::extent(const TokenParts &tokens) const {
+  const ts_batch &whole = tokens.of(TokenParts::kWhole);
   // Every rank must take as many steps, whatever its part of the tokens.
-  const int64_t most = what_.outer(all, tokens.of(TokenParts::kWhole).num_logits) * what_.run;
+  const int64_t most = what_.outer(whole.num_tokens, whole.num_logits) * what_.run;
   const bool large = most >= kTwoSteps && !what_.integers;
-  const bool in_two = kind == Collective::Kind::all_reduce && what_.num_ranks > 2 && large;
-  if (peers_.empty()) return wait(in_two);
-  if (in_two) return all_reduce_in_two(outer * what_.run, thread, num_threads);
-  if (kind == Collective::Kind::ragged_all_to_all) {
-    return what_.to_experts ? to_experts(thread, num_threads) : to_tokens(thread, num_threads);
-  }
-  const Parts runs = parts(tokens, what_.run);
-  if (kind == Collective::Kind::slice) {
-    slice(outer, runs, thread, num_threads);
-    return true;
-  }
-  // Staged even where there are no rows: barriers keep the halves apart.
-  const Parts counts = parts(tokens, 1);
-  const auto elements = [&](size_t q) {
-    return kind == Collective::Kind::send && q != kSender ? 0 : outer * what_.in_run(counts.size(q), all);
-  };
-  if (what_.num_ranks > 1 && !stage(elements, thread, num_threads)) return false;
-  if (kind == Collective::Kind::all_reduce) reduce(outer, what_.run, 0, what_.run, thread, num_threads);
-  if (kind == Collective::Kind::reduce_scatter) {
-    reduce(outer, runs.whole(), runs.begin(coordinate_), runs.size(coordinate_), thread, num_threads);
-  }
-  if (kind == Collective::Kind::all_gather) gather(outer, runs, thread, num_threads);
-  if (kind == Collective::Kind::all_to_all) exchange(outer, parts(tokens, what_.part), thread, num_threads);
-  if (kind == Collective::Kind::send && coordinate_ == kReceiver) receive(outer * what_.run, thread, num_threads);
-  return true;
+  return {whole.num_tokens, what_.outer(tokens.of(what_.rows_axis).num_tokens, whole.num_logits),
+          what_.kind == Collective::Kind::all_reduce && what_.num_ranks > 2 && large};
 }
 
-bool BoundCollective::wait(bool in_two) const {
-  const auto nothing = [](size_t, size_t) { return StagedPart{}; };
-  if (what_.num_ranks == 1 || what_.kind == Collective::Kind::slice) return true;
-  return group_->exchange(half_, {}, nothing) && (!in_two || group_->exchange(half_, {}, nothing));
+/// Elements that rank q of the axis stages, of any but rows of routes. Even where there are no rows: barriers keep the halves apart.
+int64_t BoundCollective::elements(const Extent &step, const TokenParts &tokens, size_t q) const {
+  if (what_.kind == Collective::Kind::send && q != kSender) return 0;
+  return step.outer * what_.in_run(parts(tokens, 1).size(q), step.all);
+}
+
+/// use(what each rank reads of each one's staging area), and what it gives.
+template <class Use>
+auto BoundCollective::with_staged(const Extent &step, const TokenParts &tokens, const Use &use) const {
+  const auto to_rank = [&](size_t from, size_t to) {
+    const int64_t bytes = what_.run * what_.element_bytes;
+    return StagedPart{static_cast<uint64_t>(first_row(from, to) * bytes),
+                      static_cast<uint64_t>(rows_between(from, to) * bytes)};
+  };
+  const auto in_shares = [&](size_t, size_t to) { return share_of_rank(step, to, 0); };
+  const auto whole = [&](size_t from, size_t) {
+    return StagedPart{0, static_cast<uint64_t>(elements(step, tokens, from) * what_.element_bytes)};
+  };
+  if (peers_.empty()) return use(no_parts);
+  if (what_.kind == Collective::Kind::ragged_all_to_all) return use(std::ref(to_rank));
+  if (step.in_two) return use(std::ref(in_shares));
+  return use(std::ref(whole));
+}
+
+bool BoundCollective::run(const TokenParts &tokens, int thread, int num_threads) const {
+  const Extent step = extent(tokens);
+  if (what_.exchanges()) {
+    put(step, tokens, thread, num_threads);
+    const auto exchange = [this](const StagedParts &staged) { return group_->exchange(half_, peers_, staged); };
+    if (!with_staged(step, tokens, exchange)) return false;
+  }
+  return take(step, tokens, thread, num_threads);
+}
+
+uint32_t BoundCollective::start(const TokenParts &tokens, int thread, int num_threads) const {
+  const Extent step = extent(tokens);
+  put(step, tokens, thread, num_threads);
+  return with_staged(step, tokens,
+                     [this](const StagedParts &staged) { return group_->start_exchange(half_, peers_, staged); });
+}
+
+bool BoundCollective::finish(uint32_t started, const TokenParts &tokens, int thread, int num_threads) const {
+  return group_->finish_exchange(started) && take(extent(tokens), tokens, thread, num_threads);
+}
+
+void BoundCollective::put(const Extent &step, const TokenParts &tokens, int thread, int num_threads) const {
+  if (peers_.empty()) return;
+  if (what_.kind != Collective::Kind::ragged_all_to_all) {
+    put_range(elements(step, tokens, coordinate_), thread, num_threads);
+  } else if (what_.to_experts) {
+    put_range(first_row(coordinate_, peers_.size()) * what_.run, thread, num_threads);
+  } else {
+    put_rows(thread, num_threads);
+  }
+}
+
+/// When all have staged.
+bool BoundCollective::take(const Extent &step, const TokenParts &tokens, int thread, int num_threads) const {
+  if (peers_.empty()) return !step.in_two || group_->exchange(half_, {}, no_parts);
+  if (step.in_two) return reduce_in_two(step, thread, num_threads);
+  const Parts runs = parts(tokens, what_.run);
+  switch (what_.kind) {
+    case Collective::Kind::all_reduce:
+      reduce(step.outer, what_.run, 0, what_.run, thread, num_threads);
+      break;
+    case Collective::Kind::reduce_scatter:
+      reduce(step.outer, runs.whole(), runs.begin(coordinate_), runs.size(coordinate_), thread, num_threads);
+      break;
+    case Collective::Kind::all_gather:
+      gather(step.outer, runs, thread, num_threads);
+      break;
+    case Collective::Kind::all_to_all:
+      exchange(step.outer, parts(tokens, what_.part), thread, num_threads);
+      break;
+    case Collective::Kind::slice:
+      slice(step.outer, runs, thread, num_threads);
+      break;
+    case Collective::Kind::send:
+      if (coordinate_ == kReceiver) receive(step.outer * what_.run, thread, num_threads);
+      break;
+    case Collective::Kind::ragged_all_to_all:
+      what_.to_experts ? take_by_expert(thread, num_threads) : take_by_token(thread, num_threads);
+      break;
+  }
+  return true;
 }
 
 void BoundCollective::receive(int64_t elements, int thread, int num_threads) const {
@@ -140,21 +198,13 @@ void BoundCollective::receive(int64_t elements, int thread, int num_threads) con
   std::memcpy(out_ + at, part_of(kSender) + at, static_cast<size_t>((end - begin) * what_.element_bytes));
 }
 
-void BoundCollective::put(int64_t elements, int thread, int num_threads) const {
+/// A thread's part of the first elements of the input, into staging.
+void BoundCollective::put_range(int64_t elements, int thread, int num_threads) const {
   const auto [begin, end] = share_of(elements, thread, num_threads);
   if (begin == end) return;  // a value without elements may have no address
   const auto at = static_cast<size_t>(begin * what_.element_bytes);
   std::memcpy(group_->staging(group_->rank(), half_) + at, in_ + at,
               static_cast<size_t>((end - begin) * what_.element_bytes));
-}
-
-template <class Elements>
-bool BoundCollective::stage(const Elements &elements, int thread, int num_threads) const {
-  put(elements(coordinate_), thread, num_threads);
-  const auto staged = [&](size_t from, size_t) {
-    return StagedPart{0, static_cast<uint64_t>(elements(from) * what_.element_bytes)};
-  };
-  return group_->exchange(half_, peers_, std::ref(staged));
 }
 
 /// out[0, count) = the reduction of elements from.. of every rank's part.
@@ -185,20 +235,19 @@ void BoundCollective::reduce(int64_t outer, int64_t row, int64_t begin, int64_t 
   });
 }
 
-bool BoundCollective::all_reduce_in_two(int64_t elements, int thread, int num_threads) const {
+/// Of an all_reduce in two steps, what one rank reduces: in an area, elements from `from` on are the value's.
+StagedPart BoundCollective::share_of_rank(const Extent &step, size_t owner, int64_t from) const {
+  const auto [begin, end] =
+      share_of(step.outer * what_.run, static_cast<int64_t>(owner), static_cast<int64_t>(peers_.size()));
+  return {static_cast<uint64_t>(from == 0 ? begin : from) * sizeof(float),
+          static_cast<uint64_t>(end - begin) * sizeof(float)};
+}
+
+/// A rank reads of all inputs what it reduces, and then of all results what others have reduced.
+bool BoundCollective::reduce_in_two(const Extent &step, int thread, int num_threads) const {
   const auto num_ranks = static_cast<int64_t>(peers_.size());
-  // A rank reads of all inputs what it reduces, and then of all results what others have reduced.
-  const auto part = [&](int64_t begin, size_t owner) {
-    const auto share = share_of(elements, static_cast<int64_t>(owner), num_ranks);
-    return StagedPart{static_cast<uint64_t>(begin) * sizeof(float),
-                      static_cast<uint64_t>(share.second - share.first) * sizeof(float)};
-  };
-  const auto inputs = [&](size_t, size_t to) {
-    return part(share_of(elements, static_cast<int64_t>(to), num_ranks).first, to);
-  };
-  const auto results = [&](size_t from, size_t) { return part(round_up(elements, kGrain), from); };
-  put(elements, thread, num_threads);
-  if (!group_->exchange(half_, peers_, std::ref(inputs))) return false;
+  const int64_t elements = step.outer * what_.run;
+  const auto results = [&](size_t from, size_t) { return share_of_rank(step, from, round_up(elements, kGrain)); };
   const auto results_of = [&](size_t q) {  // after the staged part
     return reinterpret_cast<float *>(group_->staging(peers_[q], half_)) + round_up(elements, kGrain);
   };
@@ -288,68 +337,57 @@ void BoundCollective::for_pieces(size_t owner, std::pair<int64_t, int64_t> range
   }
 }
 
+/// Rows that go from one rank to another.
+int64_t BoundCollective::rows_between(size_t from, size_t to) const {
+  const auto [of_tokens, of_experts] = what_.to_experts ? std::pair(from, to) : std::pair(to, from);
+  return what_.rows_for(counts_, static_cast<int64_t>(of_tokens), first_expert(of_experts),
+                        first_expert(of_experts + 1));
+}
+
+/// Where they begin in the area of the one that they come from.
+int64_t BoundCollective::first_row(size_t from, size_t to) const {
+  if (what_.to_experts) return what_.rows_for(counts_, static_cast<int64_t>(from), 0, first_expert(to));
+  int64_t rows = 0;
+  for (size_t q = 0; q < to; ++q) rows += rows_between(from, q);
+  return rows;
+}
+
 /// A rank stages its tokens' rows as they lie, by expert, and so by rank; and puts what it reads of all in order.
-bool BoundCollective::to_experts(int thread, int num_threads) const {
-  const int64_t row_bytes = what_.run * what_.element_bytes;
-  const auto first_row = [&](size_t from, size_t to) {
-    return what_.rows_for(counts_, static_cast<int64_t>(from), 0, first_expert(to));
-  };
-  const auto staged = [&](size_t from, size_t to) {
-    const int64_t begin = first_row(from, to), end = first_row(from, to + 1);
-    return StagedPart{static_cast<uint64_t>(begin * row_bytes), static_cast<uint64_t>((end - begin) * row_bytes)};
-  };
-  if (peers_.size() > 1) {
-    put(first_row(coordinate_, peers_.size()) * what_.run, thread, num_threads);
-    if (!group_->exchange(half_, peers_, std::ref(staged))) return false;
-  }
+void BoundCollective::take_by_expert(int thread, int num_threads) const {
   std::array<int64_t, kMaxRanks> begins{};
   for (size_t q = 0; q < peers_.size(); ++q) begins[q] = first_row(q, coordinate_);
   for_pieces(coordinate_, rows_of_thread(rows_of_experts(coordinate_), thread, num_threads),
              [&](size_t q, int64_t from, int64_t row, int64_t count) {
                copy_rows(out_, row, part_of(q), begins[q] + from, count);
              });
-  return true;
 }
 
 /// A rank stages its experts' rows by their tokens' rank, and reads of each what it gets as it lies.
-bool BoundCollective::to_tokens(int thread, int num_threads) const {
-  const int64_t row_bytes = what_.run * what_.element_bytes;
-  const auto size = [&](size_t from, size_t to) {
-    return what_.rows_for(counts_, static_cast<int64_t>(to), first_expert(from), first_expert(from + 1));
-  };
-  const auto first_row = [&](size_t from, size_t to) {
-    int64_t rows = 0;
-    for (size_t q = 0; q < to; ++q) rows += size(from, q);
-    return rows;
-  };
-  const auto staged = [&](size_t from, size_t to) {
-    return StagedPart{static_cast<uint64_t>(first_row(from, to) * row_bytes),
-                      static_cast<uint64_t>(size(from, to) * row_bytes)};
-  };
-  const auto mine = [&](int64_t rows) { return rows_of_thread(rows, thread, num_threads); };
-  if (peers_.size() == 1) {
-    const auto [first, last] = mine(rows_of_experts(0));
-    copy_rows(out_, first, in_, first, last - first);
-    return true;
-  }
+void BoundCollective::put_rows(int thread, int num_threads) const {
   uint8_t *const area = group_->staging(group_->rank(), half_);
   std::array<int64_t, kMaxRanks> begins{};
   for (size_t q = 0; q < peers_.size(); ++q) begins[q] = first_row(coordinate_, q);
-  for_pieces(coordinate_, mine(rows_of_experts(coordinate_)), [&](size_t q, int64_t to, int64_t row, int64_t count) {
-    copy_rows(area, begins[q] + to, in_, row, count);
-  });
-  if (!group_->exchange(half_, peers_, std::ref(staged))) return false;
+  for_pieces(
+      coordinate_, rows_of_thread(rows_of_experts(coordinate_), thread, num_threads),
+      [&](size_t q, int64_t to, int64_t row, int64_t count) { copy_rows(area, begins[q] + to, in_, row, count); });
+}
+
+void BoundCollective::take_by_token(int thread, int num_threads) const {
+  const int64_t all = what_.rows_for(counts_, static_cast<int64_t>(coordinate_), 0, what_.experts);
+  const auto [first, last] = rows_of_thread(all, thread, num_threads);
+  if (peers_.size() == 1) {  // nothing was staged
+    copy_rows(out_, first, in_, first, last - first);
+    return;
+  }
   int64_t row = 0;
-  const auto [first, last] = mine(what_.rows_for(counts_, static_cast<int64_t>(coordinate_), 0, what_.experts));
   for (size_t q = 0; q < peers_.size(); ++q) {
-    const int64_t rows = size(q, coordinate_);
+    const int64_t rows = rows_between(q, coordinate_);
     const int64_t begin = std::max(row, first), end = std::min(row + rows, last);
     if (begin < end) {
       copy_rows(out_, begin, group_->staging(peers_[q], half_), first_row(q, coordinate_) + begin - row, end - begin);
     }
     row += rows;
   }
-  return true;
 }
 
 }  // namespace ts

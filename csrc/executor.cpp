@@ -110,6 +110,7 @@ struct Executor::Impl {
     ts_kernel kernel = nullptr;
     ts_args args{};
     std::optional<BoundCollective> collective = {};  // if it is no kernel
+    Launch::Phase phase = Launch::Phase::whole;
   };
   struct BoundBucket {
     int32_t max_tokens;
@@ -205,8 +206,10 @@ void Executor::Impl::bind(const Launch &launch, const Limits &limits, int32_t &n
   }
   Bound &bound = launches.emplace_back();
   if (const std::optional<Collective> &collective = launch.collective) {
+    bound.phase = launch.phase;
     const bool staged = BoundCollective::staging_bytes(*collective, limits, plan->mesh()) > 0;
-    const int32_t half = staged ? num_staged++ % 2 : 0;
+    if (staged && launch.phase != Launch::Phase::finish) ++num_staged;
+    const int32_t half = num_staged % 2;  // a finish's is its start's
     const size_t last = launch.arguments.size() - 1;
     bound.collective.emplace(*collective, plan->mesh(), program.rank, ranks.group.get(), half, first[0], first[last],
                              last > 1 ? first[1] : nullptr, is_here);
@@ -229,12 +232,21 @@ void Executor::Impl::run(const ts_batch &step_batch) {
   while (buckets[current].max_tokens < step_batch.num_tokens) ++current;
   const std::vector<Bound> &launches = buckets[current].launches;
   auto step = [this, &launches](int thread, int num_threads, Barrier &barrier) {
-    bool first = true;
+    uint32_t started = 0;                  // what the collective in flight has to finish
+    bool in_flight = false, apart = true;  // whether threads need not meet before the next launch
     for (const Bound &launch : launches) {
-      if (!first) barrier.wait();
-      first = false;
+      // A start writes nothing that those after it read; a finish reads and writes nothing that those before it do.
+      if (!apart && launch.phase != Launch::Phase::finish) barrier.wait();
+      apart = launch.phase == Launch::Phase::start;
       if (launch.kernel != nullptr) [[likely]] {
         launch.kernel(&launch.args, thread, num_threads);
+        if (in_flight && thread == 0) ranks.group->progress();
+      } else if (apart) {
+        started = launch.collective->start(parts, thread, num_threads);
+        in_flight = true;
+      } else if (launch.phase == Launch::Phase::finish) {
+        if (!launch.collective->finish(started, parts, thread, num_threads)) return;
+        in_flight = false;
       } else if (!launch.collective->run(parts, thread, num_threads)) {
         return;  // so do all threads, at the same launch
       }

@@ -135,25 +135,45 @@ bool MpiGroup::barrier() {
   });
 }
 
+bool MpiGroup::post(int32_t half, std::span<const int32_t> peers, const StagedParts &parts) {
+  if (!peers_live()) return false;
+  const auto mine = static_cast<size_t>(std::ranges::find(peers, rank()) - peers.begin());
+  requests_.clear();
+  int code = 0;
+  for (size_t q = 0; q < peers.size() && code == 0; ++q) {
+    const StagedPart part = parts(q, mine);
+    if (q == mine || part.bytes == 0) continue;
+    code =
+        mpi_->receive(staging(peers[q], half) + part.begin, part.bytes, peers[q], kExchange, requests_.emplace_back());
+  }
+  for (size_t q = 0; q < peers.size() && code == 0; ++q) {
+    const StagedPart part = parts(mine, q);
+    if (q == mine || part.bytes == 0) continue;
+    code = mpi_->send(staging(rank(), half) + part.begin, part.bytes, peers[q], kExchange, requests_.emplace_back());
+  }
+  return code == 0 || stop(code);
+}
+
 bool MpiGroup::exchange(int32_t half, std::span<const int32_t> peers, const StagedParts &parts) {
+  return together([&] { return post(half, peers, parts) && complete(requests_); });
+}
+
+uint32_t MpiGroup::start_exchange(int32_t half, std::span<const int32_t> peers, const StagedParts &parts) {
   return together([&] {
-    if (!peers_live()) return false;
-    const auto mine = static_cast<size_t>(std::ranges::find(peers, rank()) - peers.begin());
-    requests_.clear();
-    int code = 0;
-    for (size_t q = 0; q < peers.size() && code == 0; ++q) {
-      const StagedPart part = parts(q, mine);
-      if (q == mine || part.bytes == 0) continue;
-      code = mpi_->receive(staging(peers[q], half) + part.begin, part.bytes, peers[q], kExchange,
-                           requests_.emplace_back());
-    }
-    for (size_t q = 0; q < peers.size() && code == 0; ++q) {
-      const StagedPart part = parts(mine, q);
-      if (q == mine || part.bytes == 0) continue;
-      code = mpi_->send(staging(rank(), half) + part.begin, part.bytes, peers[q], kExchange, requests_.emplace_back());
-    }
-    return code == 0 ? complete(requests_) : stop(code);
-  });
+    progressed_ = 0;
+    return post(half, peers, parts);
+  })
+             ? 1
+             : 0;
+}
+
+void MpiGroup::progress() {
+  bool done = false;
+  if (!aborted() && progressed_ == 0) progressed_ = mpi_->test(requests_, done);
+}
+
+bool MpiGroup::finish_exchange(uint32_t started) {
+  return started != 0 && together([this] { return progressed_ == 0 ? complete(requests_) : stop(progressed_); });
 }
 
 uint8_t *MpiGroup::staging(int32_t rank, int32_t half) const {

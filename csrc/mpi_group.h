@@ -25,6 +25,9 @@ class MpiGroup : public RankGroup {
 
   bool barrier() override;
   bool exchange(int32_t half, std::span<const int32_t> peers, const StagedParts &parts) override;
+  uint32_t start_exchange(int32_t half, std::span<const int32_t> peers, const StagedParts &parts) override;
+  bool finish_exchange(uint32_t started) override;
+  void progress() override;
   uint8_t *staging(int32_t rank, int32_t half) const override;
   bool end_step() override { return !aborted(); }  // a batch is a message: every rank has its own
 
@@ -44,6 +47,7 @@ class MpiGroup : public RankGroup {
  private:
   bool together(const std::function<bool()> &job);
   bool peers_live();
+  bool post(int32_t half, std::span<const int32_t> peers, const StagedParts &parts);
   bool complete(std::span<Mpi::Request> requests);
   bool stop(int code);
   void hear_message(std::string &heard);
@@ -57,6 +61,7 @@ class MpiGroup : public RankGroup {
   std::vector<int32_t> rows_;           // rank 0: the page table as the others have it
   PublishedBatch published_{};          // a follower's
   std::vector<Mpi::Request> requests_;  // of the exchange under way
+  int progressed_ = 0;                  // a code: what MPI said of it meanwhile
 
   // This process's threads, before and after one of them exchanges.
   Patience patience_;

@@ -5,6 +5,7 @@
 #include <limits>
 #include <utility>
 
+#include "in_flight.h"
 #include "json.h"
 #include "launch_abi.h"
 #include "text.h"
@@ -159,6 +160,7 @@ constexpr std::array<std::pair<std::string_view, Collective::Kind>, 7> kCollecti
 constexpr std::array<std::pair<std::string_view, bool>, 2> kOwners = {{{"experts", true}, {"tokens", false}}};
 constexpr std::array<std::pair<std::string_view, bool>, 2> kGathers = {{{"first", true}, {"second", false}}};
 constexpr std::array<std::pair<std::string_view, bool>, 1> kParts = {{{"tokens", true}}};
+constexpr std::array<std::pair<std::string_view, Launch::Phase>, 1> kStart = {{{"start", Launch::Phase::start}}};
 constexpr std::array<std::pair<std::string_view, Collective::Reduce>, 2> kReductions = {
     {{"sum", Collective::Reduce::sum}, {"max", Collective::Reduce::max}}};
 constexpr std::array<std::pair<std::string_view, Collective::Rows>, 3> kRows = {
@@ -208,7 +210,7 @@ void check_collective_buffer(const JsonNode &node, const Buffer &buffer, int64_t
 /// Of a ragged_all_to_all, what the others have not.
 void parse_ragged(const JsonNode &node, Collective &c) {
   constexpr int64_t kMaxExperts = 1 << 16, kMaxRun = 1 << 24, kMaxTop = 1 << 10;
-  node.expect_keys({"args", "axis", "collective", "dtype", "experts", "op", "run", "to", "top"}, {"stage"});
+  node.expect_keys({"args", "axis", "collective", "dtype", "experts", "op", "run", "to", "top"}, {"stage", "phase"});
   c.element_bytes = word_of(node["dtype"], kElementBytes);
   c.to_experts = word_of(node["to"], kOwners);
   c.experts = multiple(node["experts"], c.num_ranks, kMaxExperts, c.num_ranks);
@@ -232,17 +234,18 @@ Collective parse_fields(const JsonNode &node, const Mesh &mesh) {
   }
   if (reduces) {
     node.expect_keys({"args", "axis", "collective", "dtype", "op", "reduce", "rows", "run", "times"},
-                     {"parts", "stage"});
+                     {"parts", "stage", "phase"});
     c.reduce = word_of(node["reduce"], kReductions);
   } else if (c.kind == Kind::all_to_all) {
     node.expect_keys({"args", "axis", "collective", "dtype", "gathers", "op", "part", "rows", "run", "times"},
-                     {"parts", "stage"});
+                     {"parts", "stage", "phase"});
     c.gathers_first = word_of(node["gathers"], kGathers);
     c.part = node["part"].integer(1, kMaxTimes);
   } else if (c.kind == Kind::send) {
-    node.expect_keys({"args", "axis", "collective", "dst", "dtype", "op", "rows", "run", "src", "times"});
+    node.expect_keys({"args", "axis", "collective", "dst", "dtype", "op", "rows", "run", "src", "times"}, {"phase"});
   } else {
-    node.expect_keys({"args", "axis", "collective", "dtype", "op", "rows", "run", "times"}, {"parts", "stage"});
+    node.expect_keys({"args", "axis", "collective", "dtype", "op", "rows", "run", "times"},
+                     {"parts", "stage", "phase"});
   }
   if (c.kind == Kind::send) parse_ends(node, c);
   parse_rows(node["rows"], mesh, c);
@@ -270,6 +273,7 @@ Launch parse_collective(const JsonNode &node, const Plan &plan, const Program &p
   const Collective c = parse_fields(node, plan.mesh());
   Launch launch;
   launch.stage = parse_stage(node, plan.mesh());
+  if (const auto phase = node.find("phase")) launch.phase = word_of(*phase, kStart);
   launch.op = node["op"].text();
   const JsonNode args = node["args"];
   const bool ragged = c.kind == Collective::Kind::ragged_all_to_all;
@@ -363,9 +367,17 @@ Bucket parse_bucket(const JsonNode &node, const Plan &plan, const Program &progr
   bucket.limits.max_seqs = std::min(bucket.limits.max_seqs, bucket.limits.max_tokens);  // each has a token
   const JsonNode launches = node["launches"];
   check_count(launches, 1, kMaxLaunches);
+  InFlight in_flight(program.buffers);
   for (size_t i = 0; i < launches.size(); ++i) {
-    bucket.launches.push_back(parse_launch(launches.at(i), plan, program, bucket.limits));
+    const JsonNode item = launches.at(i);
+    if (item.find("phase") && !item.find("collective")) {
+      bucket.launches.push_back(in_flight.finish(item, parse_stage(item, plan.mesh())));
+    } else {
+      bucket.launches.push_back(parse_launch(item, plan, program, bucket.limits));
+      in_flight.take(item, bucket.launches.back());
+    }
   }
+  in_flight.end(launches);
   parse_logits(node["logits"], program, bucket);
   return bucket;
 }

@@ -71,6 +71,8 @@ struct Collective {
   int64_t top = 0;          ///< the most rows of one token
   bool to_experts = false;  ///< or to tokens
 
+  /// Whether ranks have something for each other, and so meet for it.
+  bool exchanges() const { return num_ranks > 1 && kind != Kind::slice; }
   int64_t outer(int64_t num_tokens, int64_t num_logits) const {
     return times * (rows == Rows::tokens ? num_tokens : rows == Rows::logits ? num_logits : 1);
   }
@@ -87,8 +89,10 @@ struct Collective {
   int64_t most_outer(const Limits &limits, const Mesh &mesh) const;
 };
 
-/// A kernel's call, or a collective.
+/// A kernel's call, or a collective: at once, or in two launches, of which the first does not wait for other ranks, and the last gives
+/// the output. Launches between them run meanwhile.
 struct Launch {
+  enum class Phase : uint8_t { whole, start, finish };
   static constexpr int32_t kEveryStage = -1;
   std::string kernel;           ///< symbol in the target's shared object; empty for a collective
   int32_t stage = kEveryStage;  ///< whose ranks alone run it
@@ -97,6 +101,7 @@ struct Launch {
   /// A collective's: its input, of a ragged_all_to_all the counts, and its output, which is a buffer apart from the others.
   std::vector<Argument> arguments;
   std::optional<Collective> collective;
+  Phase phase = Phase::whole;  ///< a collective's; a finish is in all else what its start is
 };
 
 /// What steps of up to limits.max_tokens tokens run, and of more than the bucket before it.

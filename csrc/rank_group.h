@@ -70,6 +70,13 @@ class RankGroup {
   /// what `parts` says that this rank reads of each peer's lies at staging(peer, half), until the exchange after next.
   virtual bool exchange(int32_t half, std::span<const int32_t> peers, const StagedParts &parts) = 0;
 
+  /// The same in two calls: the first does not wait for other ranks, the second waits for what the first gave. Between them the
+  /// threads call none of these but progress().
+  virtual uint32_t start_exchange(int32_t half, std::span<const int32_t> peers, const StagedParts &parts) = 0;
+  virtual bool finish_exchange(uint32_t started) = 0;
+  virtual void progress() {
+  }  ///< of one thread, now and then, between the two: who moves bytes only when called moves some
+
   /// What `rank` has staged; a thread writes to its own rank's alone. [staging_bytes]
   virtual uint8_t *staging(int32_t rank, int32_t half) const = 0;
 

@@ -84,23 +84,30 @@ SharedGroup::SharedGroup(std::shared_ptr<SharedMemory> memory, const RankLayout 
   for (int32_t r = 0; r < layout.num_ranks; ++r) num_threads_ += static_cast<uint32_t>(layout.num_threads[r]);
 }
 
-bool SharedGroup::barrier() {
+/// A thread comes to the barrier, and does not wait. The round that it has to pass.
+uint32_t SharedGroup::arrive() {
   Header &h = *header_;
-  uint32_t round =
-      h.barrier.value.load(std::memory_order_acquire);  // cannot change before this thread arrives, but to aborted
-  if ((round & kAborted) != 0) return false;
-  if (h.num_arrived.fetch_add(1, std::memory_order_acq_rel) + 1 < num_threads_) {
-    return h.barrier.wait(round, patience_) != (round | kAborted);
-  }
+  // cannot change before this thread arrives, but to aborted
+  const uint32_t round = h.barrier.value.load(std::memory_order_acquire);
+  if ((round & kAborted) != 0) return round;
+  if (h.num_arrived.fetch_add(1, std::memory_order_acq_rel) + 1 < num_threads_) return round;
   h.num_arrived.store(0, std::memory_order_relaxed);  // seen by whoever sees the new round
   // One word decides whether the round was passed or the group aborted first, so all threads agree.
-  if (!h.barrier.value.compare_exchange_strong(round, round + kRound, std::memory_order_seq_cst)) return false;
-  h.barrier.wake();
-  return true;
+  uint32_t seen = round;
+  if (h.barrier.value.compare_exchange_strong(seen, round + kRound, std::memory_order_seq_cst)) h.barrier.wake();
+  return round;
 }
+
+bool SharedGroup::pass(uint32_t round) {
+  return (round & kAborted) == 0 && header_->barrier.wait(round, patience_) != (round | kAborted);
+}
+
+bool SharedGroup::barrier() { return pass(arrive()); }
 
 /// Staging areas lie where all ranks see them: to have waited is enough.
 bool SharedGroup::exchange(int32_t, std::span<const int32_t>, const StagedParts &) { return barrier(); }
+
+uint32_t SharedGroup::start_exchange(int32_t, std::span<const int32_t>, const StagedParts &) { return arrive(); }
 
 std::span<int32_t> SharedGroup::batch_area() const {
   return {reinterpret_cast<int32_t *>(memory_->data() + kHeaderBytes), layout().batch_ints};

@@ -20,6 +20,8 @@ class SharedGroup : public RankGroup {
 
   bool barrier() override;
   bool exchange(int32_t half, std::span<const int32_t> peers, const StagedParts &parts) override;
+  uint32_t start_exchange(int32_t half, std::span<const int32_t> peers, const StagedParts &parts) override;
+  bool finish_exchange(uint32_t started) override { return pass(started); }
   uint8_t *staging(int32_t rank, int32_t half) const override;
   bool end_step() override { return barrier(); }
 
@@ -38,6 +40,8 @@ class SharedGroup : public RankGroup {
 
  private:
   struct Header;
+  uint32_t arrive();
+  bool pass(uint32_t round);
   void announce();
 
   std::shared_ptr<SharedMemory> memory_;

@@ -1,6 +1,6 @@
 """What the passes share: the options, and the state of one build. A pass is `run(build: Build) -> None`.
 
-Up to `fuse` a pass reads and replaces `build.graph` and knows no target; from `propagate` on it does so for
+Up to `overlap` a pass reads and replaces `build.graph` and knows no target; from `propagate` on it does so for
 every bucket of tokens. From `select` on, `build.targets[target]` is filled.
 """
 
@@ -66,7 +66,7 @@ class ModelInfo:
 @dataclass(frozen=True)
 class Receipt:
     """What `fuse` tried: a pattern, where (an op's name and its source line), and whether it matched, or why
-    not."""
+    not. Of `overlap`, a collective, and what runs beside it."""
 
     pattern: str
     where: str
@@ -125,8 +125,8 @@ class Build:
         default_factory=dict
     )  # text: entry name ("tsp/text/tokenizer", ...) -> bytes
     # of several ranks, stages: the pipeline's; propagate: a bucket after the other, why each op lies as
-    # it does. The plan's "tsp/placements"
-    placed: dict[str, Any] = field(default_factory=lambda: {"stages": [], "buckets": []})
+    # it does; overlap: of each bucket, what runs beside its collectives. The plan's "tsp/placements"
+    placed: dict[str, Any] = field(default_factory=lambda: {"stages": [], "buckets": [], "overlaps": []})
     verified: dict[str, Any] = field(
         default_factory=lambda: {"verified": False}
     )  # check, with --verify: the plan's "tsp/verify"

@@ -30,6 +30,7 @@ def explain(path: Path) -> dict[str, Any]:
     program = plan.json(f"tsp/program/{target}")
     placed = plan.json("tsp/placements")
     placements = {found["max_tokens"]: found["ops"] for found in placed["buckets"]}
+    overlaps = {found["max_tokens"]: found["collectives"] for found in placed["overlaps"]}
     parts, fewer = [], 0
     for graph, step in zip(graphs_of(plan, program), program["buckets"], strict=True):
         most = step["max_tokens"]
@@ -41,6 +42,7 @@ def explain(path: Path) -> dict[str, Any]:
                 "values": alike(values_of(graph)),
                 "placements": placements.get(most, []),
                 "collectives": alike(collectives_of(graph, target, program["limits"], [*sizes, most])),
+                "overlaps": overlaps.get(most, []),
             }
         )
         fewer = most
@@ -101,7 +103,7 @@ def collectives_of(
                 "axis": op.attrs["axis"],
                 "ranks": ranks,
                 "value": of_any_layer(op.inputs[0].name),
-                "fused_into": "" if group.group == "collective" else group.group,
+                "fused_into": "" if group.group in ("collective", "start") else group.group,
                 "buckets": [bucket(op, tokens, limits, machine, apart) for tokens in sizes],
             }
 
@@ -170,6 +172,7 @@ def explain_text(report: dict[str, Any]) -> str:
         lines += ["", f"steps of {part['min_tokens']:,} to {part['max_tokens']:,} tokens", ""]
         lines += [*value_lines(part["values"], list(report["mesh"])), ""]
         lines += [*placement_lines(part), *collective_lines(part["collectives"])]
+        lines += overlap_lines(part)
     held = size(sum(w["bytes_a_rank"] * w["count"] for w in report["weights"]))
     if report["stages"]:
         held = f"up to {size(max(stage['weights_bytes'] for stage in report['stages']))}"
@@ -272,3 +275,27 @@ def collective_lines(collectives: Sequence[dict[str, Any]]) -> list[str]:
     if any(c["collective"] == "ragged_all_to_all" for c in collectives):
         title += "; ragged ones as if every expert had as many rows"
     return [title, *table(("collective", "over", "value", "", *heads), rows)]
+
+
+def overlap_lines(part: dict[str, Any]) -> list[str]:
+    """What runs while a collective is in flight, or why nothing does."""
+    if not part["overlaps"]:
+        return []
+    rows = (
+        (
+            row["collective"],
+            row["axis"],
+            row["value"],
+            f"x{row['count']}",
+            f"{row['us']:g} us",
+            f"{row['us_hidden']:g} us",
+            f"{', '.join(row['beside'])} ({row['us_beside']:g} us)" if row["beside"] else row["why_not"],
+        )
+        for row in part["overlaps"]
+    )
+    hidden = sum(row["us_hidden"] * row["count"] for row in part["overlaps"])
+    title = (
+        f"overlap: in a step of {part['max_tokens']:,} tokens, what runs while collectives are in flight is "
+        f"predicted to hide {hidden:g} us of them"
+    )
+    return ["", title, *table(("collective", "over", "value", "", "takes", "hidden", "beside"), rows)]

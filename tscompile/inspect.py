@@ -182,8 +182,11 @@ def target_lines(target: dict[str, Any]) -> list[str]:
 
 
 def collective_text(launch: dict[str, Any]) -> str:
-    """E.g. "all_reduce sum over tp, f32[T, 1 x 4096]": rows, times x the run of one rank."""
-    kind = " ".join(filter(None, (launch["collective"], launch.get("reduce"))))
+    """E.g. "all_reduce sum over tp, f32[T, 1 x 4096]": rows, times x the run of one rank. One in two launches
+    is "start all_reduce ...", and "finish"."""
+    if "collective" not in launch:
+        return str(launch["phase"])
+    kind = " ".join(filter(None, (launch.get("phase"), launch["collective"], launch.get("reduce"))))
     moved = f"{launch['dtype']}[{launch['rows']}, {launch['times']} x {launch['run']}]"
     return f"{kind} over {launch['axis']}, {moved}"
 

@@ -119,6 +119,9 @@ GROUP_KINDS = {
     "kv_write": "[cast k,] [cast v,] kv_write: k, v, state, slots, in order of use -> state",
     # Between ranks:
     "collective": "one collective of the registry: x -> x",
+    # A collective in two, and between them what runs meanwhile:
+    "start": "one collective: x -> x in flight",
+    "finish": "finish: x in flight, what it is made of -> x",
     "all_reduce_rms_norm": "all_reduce, [add,] rms_norm [, cast]: partial (, x), weight -> (f32 x + sum "
     "over the ranks,) normed",
 }

@@ -40,7 +40,8 @@ PASSES: tuple[tuple[str, str], ...] = (
     ("reshard", "a redistribute wherever a value's placement is not what its consumer takes"),
     ("collectives", "redistribute -> all_reduce, reduce_scatter, all_gather, all_to_all, send, slice"),
     ("localize", "shapes of one rank; nothing below knows of global shapes"),
-    ("fuse", "every op is a group that becomes one kernel. Last that knows no target"),
+    ("fuse", "every op is a group that becomes one kernel"),
+    ("overlap", "collectives in two, with groups between that run meanwhile. Last that knows no target"),
     ("select", "build.targets: group -> kernel, and each weight's layout; before pack, which lays out"),
     ("emit", "build.targets[t].library: sources from templates, compiled, cached by content"),
     ("pack", "build.weights: the plan's weights, cut for the ranks, laid out, and the steps that made them"),
@@ -48,7 +49,7 @@ PASSES: tuple[tuple[str, str], ...] = (
     ("text", "build.text: tokenizer and chat template, compared with their references"),
 )
 ALL = tuple(name for name, _ in PASSES)
-UP_TO_FUSE = ALL[: ALL.index("fuse") + 1]
+BEFORE_SELECT = ALL[: ALL.index("select")]
 
 Progress = Callable[[str], None]
 
@@ -58,13 +59,13 @@ def compile_plan(options: Options, say: Progress) -> dict[str, Any]:
     prints."""
     start = time.monotonic()
     build = Build(options, Checkpoint(options.weights), options.mesh)
-    run(build, UP_TO_FUSE, say)
+    run(build, BEFORE_SELECT, say)
     summary: dict[str, Any] = {"passes": len(PASSES)}
     if options.verify:
         say(f"verify: the fused graph on {build.mesh} against the captured one on one rank, on random tokens")
         build.verified, difference = check.verify_build(build)
         summary["verify"] = build.verified | {"max_difference": difference}
-    run(build, ALL[len(UP_TO_FUSE) :], say)
+    run(build, ALL[len(BEFORE_SELECT) :], say)
     say(f"writing {options.out}")
     assemble(build, _every_tenth(say))
     assert build.model is not None
@@ -79,7 +80,8 @@ def compile_plan(options: Options, say: Progress) -> dict[str, Any]:
         "targets": list(build.targets),
         "ranks": build.mesh.num_ranks,
         "groups": dict(Counter(group.group for group in build.graph.groups())),
-        "fused": sum(receipt.matched for receipt in build.receipts),
+        "fused": sum(r.matched for r in build.receipts if r.pattern != "overlap"),
+        "overlapped": sum(r.matched for r in build.receipts if r.pattern == "overlap"),
         "seconds": round(time.monotonic() - start, 3),
     }
 
@@ -120,11 +122,8 @@ def dump(build: Build, folder: Path, name: str) -> None:
     (folder / f"{name}.txt").write_text(print_graph(build.graph))
     for tokens, graph in build.smaller.items():
         (folder / f"{name}-up-to-{tokens}-tokens.txt").write_text(print_graph(graph))
-    if name.endswith("fuse"):
-        lines = [
-            f"{r.pattern} at {r.where} ({r.source}): {'matched' if r.matched else r.reason}"
-            for r in build.receipts
-        ]
+    if name.endswith(("fuse", "overlap")):
+        lines = [f"{r.pattern} at {r.where} ({r.source}): {r.reason or 'matched'}" for r in build.receipts]
         (folder / "receipts.txt").write_text("\n".join(lines) + "\n")
     for target in build.targets.values():
         if target.program:

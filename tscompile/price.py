@@ -86,6 +86,10 @@ class Prices:
         seconds, algorithm = self.topology.link(ranks).best(kind, num_bytes, ranks)
         return seconds + self.topology.launch_s, algorithm
 
+    def hidden(self, kind: str, num_bytes: float, ranks: int) -> float:
+        """Of these seconds, what other work may hide."""
+        return self.topology.link(ranks).hidden(kind, num_bytes, ranks)
+
 
 def collective_of(source: Placement, target: Placement) -> str:  # noqa: PLR0911 (one a pair)
     """What leads from one placement to another: a collective's kind, "nothing", or "" if none does."""

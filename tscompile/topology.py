@@ -12,6 +12,9 @@ bytes as it is before it is cut up, and B bytes/s each way:
 
 all_to_all: base + hop + (n-1)/n S/n/B, send: base + hop + S/B, over whichever algorithm's links are quickest.
 A ragged_all_to_all, of rows of experts, is an all_to_all, as if every expert had as many.
+
+Of these terms (base, hop, S/B) some are waiting or are done by other hardware than computes: what runs
+meanwhile hides them (`Link.beside`).
 """
 
 from __future__ import annotations
@@ -57,15 +60,28 @@ class Algorithm:
 
 @dataclass(frozen=True)
 class Link:
-    """Between ranks of one host, or of several. bytes_per_s: of one rank, each way."""
+    """Between ranks of one host, or of several. bytes_per_s: of one rank, each way. beside: of "base", "hop"
+    and "bytes", the terms of a collective's cost that take nothing from what the rank computes meanwhile."""
 
     bytes_per_s: float
     algorithms: tuple[Algorithm, ...]
+    beside: frozenset[str] = frozenset()
 
     def best(self, collective: str, num_bytes: float, ranks: int) -> tuple[float, str]:
         """(seconds, the algorithm) of a collective over a value of `num_bytes`."""
         costs = [(a.seconds(collective, num_bytes, ranks, self.bytes_per_s), a.name) for a in self.algorithms]
         return min(costs)
+
+    def hidden(self, collective: str, num_bytes: float, ranks: int) -> float:
+        """Seconds of it that run beside other work, if there is enough."""
+        seconds, name = self.best(collective, num_bytes, ranks)
+        (best,) = (algorithm for algorithm in self.algorithms if algorithm.name == name)
+        base_s, hop_s = (
+            0.0 if term in self.beside else cost
+            for term, cost in (("base", best.base_s), ("hop", best.hop_s))
+        )
+        bytes_per_s = math.inf if "bytes" in self.beside else self.bytes_per_s
+        return seconds - Algorithm(name, base_s, hop_s).seconds(collective, num_bytes, ranks, bytes_per_s)
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,7 @@ class Topology:
     read_bytes_per_s: float
     memory_bytes: float
     launch_s: float
+    split_s: float  # what a collective in two launches takes more than in one
     host: Link
     network: Link
 
@@ -106,6 +123,7 @@ def topology_of(target: str) -> Topology:
                 read_bytes_per_s=float(data["read_bytes_per_s"]["value"]),
                 memory_bytes=float(data["memory_bytes"]["value"]),
                 launch_s=float(data["launch_s"]["value"]),
+                split_s=float(data["split_s"]["value"]),
                 host=_link(data["links"]["host"]),
                 network=_link(data["links"]["network"]),
             )
@@ -119,4 +137,4 @@ def _files() -> tuple[tuple[Path, dict[str, Any]], ...]:
 
 def _link(data: dict[str, Any]) -> Link:
     algorithms = (Algorithm(name, **terms) for name, terms in data["algorithms"].items())
-    return Link(float(data["bytes_per_s"]), tuple(algorithms))
+    return Link(float(data["bytes_per_s"]), tuple(algorithms), frozenset(data["beside"]["terms"]))

@@ -14,8 +14,9 @@ from tscompile.placement import Shard
 
 def verify(graph: Graph) -> None:
     """Names are unique; every use comes after its definition; every op's types are what its rule says; a
-    state is taken once; groups say truly what they take and give; placements fit mesh and shape.
-    InternalError names the value."""
+    state is taken once; groups say truly what they take and give; placements fit mesh and shape; what starts
+    is finished before another collective begins, and is read by nothing else. InternalError names the
+    value."""
     _Verifier(graph).run()
 
 
@@ -25,6 +26,8 @@ class _Verifier:
         self.names: set[str] = set()
         self.defined: set[int] = set()
         self.spent: set[int] = set()  # states that an op has updated
+        self.flying: Value | None = None  # of the collective that has started and not finished
+        self.flown: set[int] = set()  # all that started
 
     def run(self) -> None:
         graph = self.graph
@@ -40,6 +43,8 @@ class _Verifier:
         for op in graph.ops:
             self.group(op) if isinstance(op, Group) else self.op(op)
         self.uses("the output", graph.outputs)
+        if self.flying:
+            raise InternalError(f"{self.flying!r} starts and does not finish")
 
     def define(self, value: Value) -> None:
         name = repr(value)
@@ -135,5 +140,20 @@ class _Verifier:
             raise InternalError(f"{what} gives a value that its body does not make")
         for op in group.body:
             self.op(op)
+        self.flight(what, group)
         # inside stays inside
         self.defined -= set(made) - {id(v) for v in group.outputs}
+
+    def flight(self, what: str, group: Group) -> None:
+        """Of a collective in two groups: one is in flight at a time, and only its finish reads it."""
+        if group.group == "finish":
+            if self.flying is None or group.inputs[0] is not self.flying:
+                raise InternalError(f"{what} finishes {group.inputs[0]!r}, but {self.flying!r} is in flight")
+            self.flying = None
+        elif any(id(value) in self.flown for value in group.inputs):
+            raise InternalError(f"{what} reads what only a finish may, of {group.inputs}")
+        if self.flying and any(lookup(op.kind).exchanges for op in group.body):
+            raise InternalError(f"{what} begins while {self.flying!r} is in flight")
+        if group.group == "start":
+            (self.flying,) = group.outputs
+            self.flown.add(id(self.flying))

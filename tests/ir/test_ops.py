@@ -86,6 +86,7 @@ CASES: dict[str, list[tuple[list[Any], dict[str, Attr]]]] = {
         ([(T, 4, 8), (T, 4, 4), ("state", 10), (4 * (8 + 3), 6), *ARRAYS], {"scale": 0.3, "page_size": 4})
     ],
     "boundary": [([(T, 8)], {"module": "m", "placements": ""})],
+    "finish": [([(T, 8), (T, 4), ("i32", 6)], {})],
     "redistribute": [([(T, 8)], {"axis": "tp", "source": "R", "target": "R"})],
 }
 ORDER = torch.tensor([3, 8, 0, 11, 5, 2, 9, 10, 1, 7, 4, 6], dtype=torch.int32)

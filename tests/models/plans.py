@@ -50,9 +50,9 @@ def launches(path: Path) -> list[dict[str, Any]]:
 
 
 def prices(base_s: float, bytes_per_s: float, *, sharded: bool = False, tokens: int = 64) -> Prices:
-    """A CPU's, with other links. sharded: whether tokens may be."""
+    """A CPU's, with other links, which move bytes while it computes. sharded: whether tokens may be."""
     found = Prices.of("cpu-avx2", tokens)
-    link = Link(bytes_per_s, (Algorithm("ring", base_s, 0.0),))
+    link = Link(bytes_per_s, (Algorithm("ring", base_s, 0.0),), frozenset({"base", "bytes"}))
     machine = replace(found.topology, host=link, launch_s=0.0, tokens_sharded=sharded)
     return replace(found, topology=machine)
 

@@ -27,7 +27,7 @@ from tscompile.placement import Owned
 from tscompile.recipe import axes_of
 
 PLACING = pipeline.ALL.index("context")
-BEFORE, AFTER = pipeline.UP_TO_FUSE[:PLACING], pipeline.UP_TO_FUSE[PLACING:]
+BEFORE, AFTER = pipeline.BEFORE_SELECT[:PLACING], pipeline.BEFORE_SELECT[PLACING:]
 MOE = {"num_experts_per_tok": 3, "moe_intermediate_size": 24}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"vocab_size": 509},
@@ -195,6 +195,36 @@ def test_rows_of_experts_move(
     moved = Counter(op.kind for group in program.graph.groups() for op in group.body)
     assert moved["ragged_all_to_all"] == 2, moved
     _is_right(program, given, seed)
+
+
+# Of the collectives of a layer or two, how many at least run beside something.
+OVERLAPS = {
+    **{("deepseek_v3", mesh): 8 for mesh in ("tp=2", "ep=2", "dp=2", "dp=2 tp=2", "pp=2 tp=2", "tp=2 cp=4")},
+    ("qwen3-moe", "tp=2"): 1,
+    ("qwen3-moe", "dp=2 ep=2"): 4,
+    ("qwen3", "cp=2"): 2,
+}
+
+
+@pytest.mark.parametrize(("family", "mesh"), OVERLAPS)
+def test_collectives_run_beside_what_they_do_not_need(
+    family: str,
+    mesh: str,
+    families: dict[tuple[str, tuple[int, int]], Family],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each started and finished in two places, with kernels between; every rank gives what one does."""
+    monkeypatch.setattr(propagate, "prices_of", lambda _: prices(1e-8, 1e12, sharded=True))
+    given = families[family, HEADS]
+    program = placed(given.captured, MESHES[mesh], CONTEXT_PAGE if "cp" in mesh else PAGE_SIZE)
+    kinds = [group.group for group in program.graph.groups()]
+    starts = [index for index, kind in enumerate(kinds) if kind == "start"]
+    assert len(starts) == kinds.count("finish") >= OVERLAPS[family, mesh]
+    for index in starts:
+        between = kinds[index + 1 : kinds.index("finish", index)]
+        assert between
+        assert not {"start", "collective", "all_reduce_rms_norm"} & set(between)
+    _is_right(program, given, 7)
 
 
 def _is_right(program: Build, given: Family, seed: int) -> None:

@@ -17,10 +17,10 @@ from tscompile.interpret import Interpreter, Sequences
 
 PAGE_SIZE, NUM_SLOTS = 32, 1024
 TOLERANCE = 1e-4  # relative to the largest logit
-BEFORE_FUSE = pipeline.UP_TO_FUSE[:-1]
+BEFORE_FUSE = pipeline.ALL[: pipeline.ALL.index("fuse")]
 
 
-def captured(folder: Path, passes: tuple[str, ...] = pipeline.UP_TO_FUSE, **options: Any) -> Build:
+def captured(folder: Path, passes: tuple[str, ...] = pipeline.BEFORE_SELECT, **options: Any) -> Build:
     """A build of the checkpoint in `folder`, after `passes`."""
     model = options.pop("model", None) or models.find_for(folder)
     chosen = Options(model, folder, page_size=PAGE_SIZE, **{"dtype": "f32", **options})
@@ -59,6 +59,6 @@ def test_equals_transformers(name: str, tmp_path: Path) -> None:
     chunks = [50, 1, 1, 17, 1, 30, 1]  # beyond every window and the first page
     tokens = torch.randint(SPECS[name].config.get("vocab_size", 500), (sum(chunks),)).tolist()
     expected = wanted(model, tokens, chunks)
-    for passes in (BEFORE_FUSE, pipeline.UP_TO_FUSE):
+    for passes in (BEFORE_FUSE, pipeline.BEFORE_SELECT):
         found = logits(captured(tmp_path, passes), tokens, chunks)
         assert float((found - expected).abs().max() / expected.abs().max()) < TOLERANCE, passes[-1]

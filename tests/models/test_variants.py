@@ -234,7 +234,7 @@ def test_compiles_to_what_the_module_gives(name: str, tmp_path: Path) -> None:
     chunks = [30, 1, 9]
     with torch.no_grad():
         expected = module(torch.tensor(tokens))[torch.tensor(chunks).cumsum(0) - 1]
-    for passes in (BEFORE_FUSE, pipeline.UP_TO_FUSE):
+    for passes in (BEFORE_FUSE, pipeline.BEFORE_SELECT):
         build = captured(tmp_path, passes, model=path)
         found = logits(build, tokens, chunks)
         assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4, passes[-1]

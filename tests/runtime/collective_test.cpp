@@ -255,7 +255,13 @@ TEST_P(Collectives, AreWhatTheyMean) {
       auto job = [&](int thread, int num_threads, Barrier &barrier) {
         for (size_t i = 0; i < cases.size(); ++i) {
           barrier.wait();
-          ASSERT_TRUE(bound[i].run(*tokens[i], thread, num_threads));
+          if (i % 2 == 0 || !cases[i].what.exchanges()) {
+            ASSERT_TRUE(bound[i].run(*tokens[i], thread, num_threads));
+            continue;
+          }
+          const uint32_t started = bound[i].start(*tokens[i], thread, num_threads);
+          if (i % 4 == 1) barrier.wait();  // as between launches that run meanwhile
+          ASSERT_TRUE(bound[i].finish(started, *tokens[i], thread, num_threads));
         }
       };
       workers.run(job);

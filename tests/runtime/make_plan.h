@@ -230,6 +230,29 @@ inline Json test_program_of_ranks(const std::string &target, const Json &mesh) {
   return program;
 }
 
+/// The same program with every collective in two, and between them a launch on whose output nothing depends.
+inline void put_in_two(Json &program, const Json &mesh) {
+  const int64_t offset = program["arena_bytes"];
+  const int bytes = kMaxTokens * kWidth * 4, beside = static_cast<int>(program["buffers"].size());
+  program["buffers"].push_back({{"name", "beside"}, {"offset", offset}, {"bytes", bytes}});
+  program["arena_bytes"] = offset + (bytes + 63) / 64 * 64;
+  Json launches = Json::array();
+  for (const Json &launch : program["buckets"][0]["launches"]) {
+    const auto axis = std::ranges::find(mesh, launch.value("axis", Json()), [](const Json &each) { return each[0]; });
+    if (axis == mesh.end() || (*axis)[1] == 1 || launch["collective"] == "slice") {
+      launches.push_back(launch);
+      continue;
+    }
+    Json start = launch, meanwhile = launches[0];
+    start["phase"] = "start";
+    meanwhile["args"].back() = {{"buffer", beside}};
+    launches.push_back(start);
+    launches.push_back(meanwhile);
+    launches.push_back({{"phase", "finish"}, {"op", launch["op"]}, {"args", {launch["args"].back()}}});
+  }
+  program["buckets"][0]["launches"] = launches;
+}
+
 /// A plan for the ranks of a mesh, over test_program_of_ranks().
 inline TestPlan test_plan_of_ranks(const Json &mesh, const std::string &target = "cpu-avx2",
                                    const std::string &kernels = "no kernels") {

@@ -47,18 +47,23 @@ TestPlan plan_of(const Json &mesh) { return test_plan_of_ranks(mesh, best_target
 struct Setting {
   Json mesh;
   int num_threads;
+  bool in_two = false;  // its collectives
 };
 
 class RankMeshes : public ::testing::TestWithParam<Setting> {};
 
 INSTANTIATE_TEST_SUITE_P(Meshes, RankMeshes,
                          ::testing::Values(Setting{tp(1), 2}, Setting{tp(2), 1}, Setting{tp(2), 3}, Setting{tp(4), 1},
-                                           Setting{tp(8), 1},
-                                           Setting{Json::array({Json::array({"ep", 2}), Json::array({"tp", 2})}), 2}));
+                                           Setting{tp(8), 1}, Setting{tp(2), 3, true}, Setting{tp(4), 1, true},
+                                           Setting{Json::array({Json::array({"ep", 2}), Json::array({"tp", 2})}), 2},
+                                           Setting{Json::array({Json::array({"ep", 2}), Json::array({"tp", 2})}), 2,
+                                                   true}));
 
 TEST_P(RankMeshes, ComputeWhatOneComputes) {
-  const auto &[mesh, num_threads] = GetParam();
-  const Loaded loaded(plan_of(mesh));
+  const auto &[mesh, num_threads, in_two] = GetParam();
+  TestPlan plan = plan_of(mesh);
+  if (in_two) plan.edit_program(best_target(), [&mesh = mesh](Json &program) { put_in_two(program, mesh); });
+  const Loaded loaded(plan);
   const int32_t num_ranks = loaded.plan->mesh().num_ranks();
   const std::string name = new_name();
   std::vector<std::thread> followers;

@@ -20,27 +20,42 @@ from tscompile.ops.base import integer
 from tscompile.placement import Replicate, Shard
 from tscompile.recipe import Arange, ShardOf
 
-COLLECTIVE = "collective"
+COLLECTIVE, START, FINISH = "collective", "start", "finish"
+BETWEEN_RANKS = (COLLECTIVE, START, FINISH)  # kinds of steps that the engine does itself
 REST = {"all_reduce_rms_norm": "rms_norm"}  # kind of group -> what is left of it without its collective
 
 
 def steps_of(graph: Graph) -> list[Group]:
     """The launches of the fused graph, in order, each a group of its own. Values are the graph's, what lies
     between two steps of one group, and coordinates, which are inputs of a step that no op of its body
-    reads."""
+    reads. What is in flight lies where it is finished: a start gives the value itself, and a finish gives
+    nothing more."""
     steps: list[Group] = []
     coordinates: dict[str, Weight] = {}
-    for group in _of_the_batch(graph.groups()):
-        across = next((op for op in group.body if lookup(op.kind).across), None)
-        if across is None:
+    groups = _of_the_batch(graph.groups())
+    finished = {id(group.inputs[0]): group.outputs[0] for group in groups if group.group == FINISH}
+    for group in groups:
+        if group.group == START:
+            out = finished[id(group.outputs[0])]
+            body = [*group.body[:-1], dataclasses.replace(group.body[-1], outputs=[out])]
+            steps.append(dataclasses.replace(group, outputs=[out], body=body))
+        elif group.group == FINISH:
+            steps.append(
+                dataclasses.replace(group, inputs=[*group.outputs, *group.inputs[1:]], outputs=[], body=[])
+            )
+        elif any(lookup(op.kind).across for op in group.body):
+            steps += filter(None, at_collective(group))
+        else:
             steps.append(_located(group, graph.mesh, coordinates))
-            continue
-        first = _ancestors(group, across)
-        rest = [op for op in group.body if not any(op is other for other in first)]
-        steps.append(_part(COLLECTIVE, first, group))
-        if rest:
-            steps.append(_part(REST[group.group], rest, group))
     return steps
+
+
+def at_collective(group: Group) -> tuple[Group, Group | None]:
+    """The group's collective, and what is left of it."""
+    across = next(op for op in group.body if lookup(op.kind).across)
+    first = _ancestors(group, across)
+    rest = [op for op in group.body if not any(op is other for other in first)]
+    return _part(COLLECTIVE, first, group), _part(REST[group.group], rest, group) if rest else None
 
 
 def coordinate_of(step: Group) -> Weight | None:
@@ -86,6 +101,12 @@ def launch_fields(step: Group) -> dict[str, Any]:
     value is [rows, times, run of one rank] or, where the ranks' parts lie together, [rows, times, ranks,
     run]; of an all_to_all, [rows, times, part of one rank, ranks, run of one rank] or [..., ranks, part,
     run]. Of routes, rows of `run`, at most `top` a token."""
+    if step.group == FINISH:
+        return {"op": step.inputs[0].name, "phase": "finish"}
+    return _fields(step) | ({"phase": "start"} if step.group == START else {})
+
+
+def _fields(step: Group) -> dict[str, Any]:
     op = step.body[-1]
     kind, x, out = op.kind, op.inputs[0], op.outputs[0]
     fields: dict[str, Any] = {

@@ -134,11 +134,12 @@ class OpDef:
     factors: placement rule. reference: one rank's torch arithmetic, f32 unless an output is cast. across: for
     collectives, the inputs of one axis's ranks in order (and where their parts of what is given begin, if
     they are not equal) -> what each is given; of a rank of another stage, None.
-    elementwise: each output element depends on the same element of each input (equal shapes, or a suffix that
-    is broadcast). coordinate: the attr that names the mesh axis on which the op depends on its rank's
-    coordinate, or "" where it does not. flops and bytes: for sizes of the symbolic dims. localize: attrs of
-    one rank, given local outputs and {factor: axis}. expand: the other ops that compute it, for an op that a
-    model file may say and no kernel does; the value that takes its output's place.
+    exchanges: of a collective, whether ranks wait for each other. elementwise: each output element depends on
+    the same element of each input (equal shapes, or a suffix that is broadcast). coordinate: the attr that
+    names the mesh axis on which the op depends on its rank's coordinate, or "" where it does not. flops and
+    bytes: for sizes of the symbolic dims. localize: attrs of one rank, given local outputs and
+    {factor: axis}. expand: the other ops that compute it, for an op that a model file may say and no kernel
+    does; the value that takes its output's place.
     """
 
     name: str
@@ -150,6 +151,7 @@ class OpDef:
     reference: Reference | None = None
     across: Across | None = None
     expand: Expand | None = None
+    exchanges: bool = False
     elementwise: bool = False
     coordinate: str = ""
     flops: Flops = lambda inputs, outputs, attrs, sizes: sum(elements(v.shape, sizes) for v in outputs)

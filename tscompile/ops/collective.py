@@ -169,10 +169,16 @@ def _routed(inputs: Sequence[Value], attrs: Attrs) -> list[Type]:
 
 
 def _collective(
-    name: str, infer: Infer, across: Across, attrs: dict[str, type], inputs: tuple[Slot, ...] = X
+    name: str,
+    infer: Infer,
+    across: Across,
+    attrs: dict[str, type],
+    inputs: tuple[Slot, ...] = X,
+    *,
+    exchanges: bool = True,
 ) -> None:
-    attrs = {"axis": str, **attrs}
-    register(OpDef(name, inputs, infer, _identity_rule, attrs, across=across, flops=lambda *_: 0))
+    definition = OpDef(name, inputs, infer, _identity_rule, {"axis": str, **attrs}, across=across)
+    register(replace(definition, exchanges=exchanges, flops=lambda *_: 0))
 
 
 # axis: the mesh axis. dim: what is gathered, or split over the ranks; source: what was split. ranks: how
@@ -187,7 +193,7 @@ _collective(
     _all_to_all,
     {"source": int, "dim": int, "ranks": int},
 )
-_collective("slice", _resized(shrink="dim"), _slice, {"dim": int, "ranks": int})
+_collective("slice", _resized(shrink="dim"), _slice, {"dim": int, "ranks": int}, exchanges=False)
 _collective("send", _same, _send, {"src": int, "dst": int})
 # Rows that are routed, from their tokens' ranks to their experts' (target "") or back (target "T"). counts:
 # all ranks' terms of the rows of each expert, end to end.
@@ -197,4 +203,20 @@ _collective(
     _ragged_all_to_all,
     {"target": str, "ranks": int},
     (Slot("rows", "any"), Slot("counts", "i32")),
+)
+# The value of a collective that `overlap` has put in two, which until here is in flight: nothing else reads
+# it, and what it is made of stays as it is.
+register(
+    OpDef(
+        "finish",
+        (Slot("x", "any"), Slot("made_of", "any", variadic=True)),
+        _same,
+        lambda inputs, outputs, attrs: Rule(
+            ", ".join([" ".join("." * len(v.shape)) for v in inputs])
+            + f" -> {' '.join('.' * len(inputs[0].shape))}"
+        ),
+        reference=_identity,
+        flops=lambda *_: 0,
+        bytes=lambda *_: 0,
+    )
 )

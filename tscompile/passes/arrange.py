@@ -3,7 +3,8 @@
 Takes build.targets[t].buckets and build.weights. Gives build.targets[t].program (ARCHITECTURE.md, "The
 program"), of one rank and the same for all. A value lives from the launch that makes it to the last that
 reads it; values whose lives do not touch may share memory. So a kernel's outputs never lie over its inputs.
-Buckets share one arena: a step is one of them.
+What is in flight, and what it is made of, live until that has finished. Buckets share one arena: a step is
+one of them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tscompile.build import Bucket, Build, Options
 from tscompile.errors import CompileError, InternalError
 from tscompile.ir import DTYPES, Graph, Group, Sym, Value, Weight
 from tscompile.kernels.desc import page_elements
-from tscompile.kernels.steps import COLLECTIVE, launch_fields, stage_of_step, tokens_of
+from tscompile.kernels.steps import BETWEEN_RANKS, FINISH, launch_fields, stage_of_step, tokens_of
 from tscompile.layout import ALIGN, round_up
 from tscompile.mesh import by_sequence
 from tscompile.ops.base import ints
@@ -181,9 +182,10 @@ def launches_of(
 
     launches = []
     for step in bucket.steps:
-        arguments = [argument(step, value) for value in step.launch_args()]
+        taken = step.inputs[:1] if step.group == FINISH else step.launch_args()
+        arguments = [argument(step, value) for value in taken]
         stage = {} if (index := stage_of_step(step)) is None else {"stage": index}
-        if step.group == COLLECTIVE:
+        if step.group in BETWEEN_RANKS:
             launches.append({**launch_fields(step), "args": arguments} | stage)
         elif step.name in bucket.symbols:
             tokens = {"tokens": tokens_of(step)} if tokens_of(step) else {}

@@ -14,7 +14,7 @@ from tscompile.kernels.desc import KernelDesc
 from tscompile.kernels.groups import describe, layouts_of
 from tscompile.kernels.host import best_target
 from tscompile.kernels.select import Tiling, choose
-from tscompile.kernels.steps import COLLECTIVE, steps_of
+from tscompile.kernels.steps import BETWEEN_RANKS, steps_of
 from tscompile.kernels.target import find_target
 
 
@@ -32,7 +32,7 @@ def run(build: Build) -> None:
     distinct: dict[str, KernelDesc] = {}
     buckets = {}
     for tokens, graph in build.buckets.items():
-        kernels = [step for step in steps[tokens] if step.group != COLLECTIVE]
+        kernels = [step for step in steps[tokens] if step.group not in BETWEEN_RANKS]
         descriptions = {step.name: describe(step, layouts) for step in kernels}
         distinct |= {desc.symbol: desc for desc in descriptions.values()}
         symbols = {step: desc.symbol for step, desc in descriptions.items()}
