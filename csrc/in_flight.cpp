@@ -17,7 +17,7 @@ void InFlight::take(const JsonNode &node, const Launch &launch) {
 }
 
 void InFlight::start(const JsonNode &node, const Launch &launch) {
-  if (!launch.collective->exchanges()) {
+  if (!launch.collective || !launch.collective->exchanges()) {
     fail(TS_BAD_PLAN, node["phase"].where(), " is 'start', but ranks exchange nothing: wanted it without");
   }
   for (size_t i = 0; i + 1 < launch.arguments.size(); ++i) {

@@ -1,7 +1,7 @@
 """What the passes share: the options, and the state of one build. A pass is `run(build: Build) -> None`.
 
-Up to `overlap` a pass reads and replaces `build.graph` and knows no target; from `propagate` on it does so for
-every bucket of tokens. From `select` on, `build.targets[target]` is filled.
+Up to `overlap` a pass reads and replaces `build.graph` and knows no target's kernels; from `propagate` on it
+does so for every bucket of tokens. From `select` on, `build.targets[target]` is filled.
 """
 
 from __future__ import annotations
