@@ -215,7 +215,7 @@ def test_collectives_run_beside_what_they_do_not_need(
 ) -> None:
     """Each started and finished in two places, with kernels between; every rank gives what one does."""
     monkeypatch.setattr(propagate, "prices_of", lambda _: prices(1e-8, 1e12, sharded=True))
-    given = families[family, HEADS]
+    given = families[family, HEADS, 1]
     program = placed(given.captured, MESHES[mesh], CONTEXT_PAGE if "cp" in mesh else PAGE_SIZE)
     kinds = [group.group for group in program.graph.groups()]
     starts = [index for index, kind in enumerate(kinds) if kind == "start"]
