@@ -67,8 +67,9 @@ typedef struct ts_engine_options {
   int32_t max_queue;    /* requests waiting; beyond it submit says TS_BUSY; 0: 1,024 */
   int32_t prefix_cache; /* 0 off, 1 on */
   int32_t
-      max_draft; /* tokens of a sequence that a step may guess from its own text and verify, where there is room for more
-                    rows of logits; outputs are the same, sooner; 0: none, 16 at most */
+      max_draft; /* tokens of a sequence that a step may guess, from its own text and what its tenant was told before, and
+                    verify, where there is room for more rows of logits and it is worth its time; outputs are the same, sooner;
+                    0: none, 16 at most. Negative: as many, whatever they cost: for tests, and to measure that cost */
   int32_t
       patience_ms; /* how long a tenant's requests of the first class may be passed over by others before the oldest goes
                       first, those of the next twice that, and so on; 0: 10,000 */

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 
@@ -50,8 +51,9 @@ void check_options(const ts_engine_options &o) {
   not_negative("rank", o.rank);
   not_negative("rank_timeout_ms", o.rank_timeout_ms);
   not_negative("ranks_here", o.ranks_here);
-  if (o.max_draft < 0 || o.max_draft > Draft::kMost) {
-    fail(TS_BAD_REQUEST, "max_draft is ", o.max_draft, ", wanted 0 (none) to ", Draft::kMost);
+  if (o.max_draft < -Draft::kMost || o.max_draft > Draft::kMost) {
+    fail(TS_BAD_REQUEST, "max_draft is ", o.max_draft, ", wanted 0 (none) to ", Draft::kMost,
+         ", or the negative of that, for drafts at any cost");
   }
   if (o.prefix_cache != 0 && o.prefix_cache != 1) {
     fail(TS_BAD_REQUEST, "prefix_cache is ", o.prefix_cache, ", wanted 0 (off) or 1 (on)");
@@ -87,7 +89,7 @@ StepCost step_cost_of(const Plan &plan, const std::string &target) {
   const Entry *entry = plan.find(name);
   if (entry == nullptr) {
     fail(TS_BAD_PLAN, "the plan lacks ", in_quotes(name),
-         ", which target_tpot_us needs: rebuild it with this tscompile");
+         ", which target_tpot_us and max_draft need: rebuild it with this tscompile, or do without them");
   }
   const nlohmann::json json = parse_canonical_json(entry->bytes, name);
   return parse_step_cost(JsonNode(json, name)[target]);
@@ -112,11 +114,10 @@ EngineOptions engine_options(const ts_engine_options &o, const Executor &executo
   options.scheduler.num_pages = executor.num_pages();
   options.scheduler.num_owners = num_owners;
   options.scheduler.prefix_cache = o.prefix_cache == 1;
-  options.scheduler.max_draft = o.max_draft;
-  if (o.target_tpot_us > 0) {
-    options.scheduler.cost = step_cost_of(plan, executor.target());
-    options.scheduler.target_step_ns = int64_t{o.target_tpot_us} * 1000;
-  }
+  options.scheduler.max_draft = std::abs(o.max_draft);
+  options.scheduler.drafts_at_any_cost = o.max_draft < 0;
+  if (o.target_tpot_us > 0 || o.max_draft > 0) options.scheduler.cost = step_cost_of(plan, executor.target());
+  options.scheduler.target_step_ns = int64_t{o.target_tpot_us} * 1000;
   if (o.patience_ms > 0) options.scheduler.patience_ms = o.patience_ms;
   options.scheduler.batch_memory = executor.batch_memory();
   options.vocab_size = limits.vocab_size;

@@ -244,11 +244,14 @@ std::unique_ptr<Sequence> make_sequence(const ts_request &request, const Request
     for (const int32_t token : prompt) s->counts.add(token, false);
   }
   // Penalties change with every token, so rows ahead of the last token could not be sampled on their own.
-  if (limits.max_draft > 0 && !s->sampling.has_penalties()) s->drafts = std::make_unique<Drafts>(num_tokens_max);
+  if (limits.max_draft > 0 && !s->sampling.has_penalties()) {
+    s->drafts = std::make_unique<Drafts>(num_tokens_max);
+    s->drafts->know(s->tokens);
+  }
+  s->root = page_hasher().root({salt.data(), salt.size()});
   s->hashed = limits.prefix_cache;
   if (s->hashed) {
     s->hashes.reserve(num_tokens_max / static_cast<size_t>(limits.page_size));
-    s->root = page_hasher().root({salt.data(), salt.size()});
     s->salted = !salt.empty();
     s->hash_full_pages();
   }

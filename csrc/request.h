@@ -85,17 +85,17 @@ struct Sequence {
   std::vector<int32_t> tokens;       ///< [num_prompt + num_outputs]; room for all that may come
   std::vector<int32_t> stop_tokens;  ///< ascending; the end tokens among them, unless they are to be ignored
   bool hashed = false;               ///< whether pages get hashes: there is a prefix cache
-  PageHash root;                     ///< what the first page's hash continues
-  bool salted = false;               ///< its tenant has a salt
-  uint64_t session = 0;              ///< 0: none
-  int32_t lease_ms = 0;              ///< how long its pages are kept for the session's next request
-  Miss miss;                         ///< why no more of the prompt was found when it was first admitted
-  std::vector<PageHash> hashes;      ///< of every full page of `tokens`, if `hashed`
-  TokenCounts counts;                ///< kept only if sampling.has_penalties()
-  int32_t owner = 0;                 ///< whose part of the KV cache it uses: decided when it is admitted
-  std::unique_ptr<Drafts> drafts;    ///< if its next tokens may be guessed
-  int32_t num_cached = 0;            ///< prompt tokens that came from the prefix cache
-  int32_t num_reached = 0;           ///< tokens that have ever been in the KV cache, computed or found
+  PageHash root;        ///< of the salt: what the first page's hash continues, and whose earlier generations it may see
+  bool salted = false;  ///< its tenant has a salt
+  uint64_t session = 0;            ///< 0: none
+  int32_t lease_ms = 0;            ///< how long its pages are kept for the session's next request
+  Miss miss;                       ///< why no more of the prompt was found when it was first admitted
+  std::vector<PageHash> hashes;    ///< of every full page of `tokens`, if `hashed`
+  TokenCounts counts;              ///< kept only if sampling.has_penalties()
+  int32_t owner = 0;               ///< whose part of the KV cache it uses: decided when it is admitted
+  std::unique_ptr<Drafts> drafts;  ///< if its next tokens may be guessed
+  int32_t num_cached = 0;          ///< prompt tokens that came from the prefix cache
+  int32_t num_reached = 0;         ///< tokens that have ever been in the KV cache, computed or found
 
   int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }
   int32_t num_outputs() const { return num_tokens() - num_prompt; }

@@ -231,30 +231,6 @@ int32_t Scheduler::choose_owner(const Sequence &sequence, std::vector<SharedPage
   return best;
 }
 
-/// Lets decodes guess ahead, with tokens and rows of logits that nobody else wants, and pages that nobody may miss.
-void Scheduler::draft(int32_t left) {
-  int32_t rows = options_.max_seqs - num_running();
-  for (int32_t r = 0; r < num_running(); ++r) {
-    auto *decoding = std::get_if<Decoding>(&running(r).state);
-    if (decoding == nullptr || decoding->sequence().drafts == nullptr) continue;
-    const Sequence &sequence = decoding->sequence();
-    const int32_t spare = pool(sequence.owner).num_available() > num_running() ? 1 : 0;
-    const int32_t room = (decoding->context().num_pages() + spare) * options_.page_size - sequence.num_tokens();
-    const int32_t before_last = sequence.max_tokens - sequence.num_outputs() - 1;
-    const int32_t position = sequence.num_tokens();
-    const int32_t most = fitting(std::min({options_.max_draft, left, rows, room, before_last}), position);
-    if (most <= 0) continue;
-    running(r).draft = sequence.drafts->propose(sequence.tokens, most);
-    const int32_t num_drafted = running(r).draft.size;
-    running(r).num_tokens += num_drafted;
-    decoding->context().reserve(cache_.of(sequence.owner), sequence.num_tokens() + num_drafted, arrays_.row(r));
-    load_.num_tokens += num_drafted;
-    load_.prefill_keys += int64_t{num_drafted} * position + int64_t{num_drafted} * (num_drafted + 1) / 2;
-    left -= num_drafted;
-    rows -= num_drafted;
-  }
-}
-
 /// The r-th sequence waits to resume, as the next: it is younger than all that run, and older than all that were preempted.
 void Scheduler::preempt(int32_t r) {
   Preempted preempted = next(std::move(running(r).state), Preempt{});
@@ -317,7 +293,7 @@ void Scheduler::append(int32_t r, std::span<Outcome> outcomes) {
       seq.num_tokens = 0;
       return;
     }
-    if (!goes_on && seq.draft.size > 0) sequence.drafts->learn(seq.draft.size, static_cast<int32_t>(i));
+    if (!goes_on && seq.draft.size > 0) sequence.drafts->learn(seq.draft, static_cast<int32_t>(i));
     seq.state = std::move(decoding);
     if (!goes_on) return;
   }
@@ -326,6 +302,7 @@ void Scheduler::append(int32_t r, std::span<Outcome> outcomes) {
 /// Its last token has ended it. Its session, if it has one, keeps its pages for a while.
 void Scheduler::stop(Decoding &&decoding, ts_finish why) {
   const Sequence &sequence = decoding.sequence();
+  remember(sequence);
   if (sequence.lease_ms == 0 || !options_.prefix_cache) {
     finish(Transition::apply(std::move(decoding), Stop{why}));
     return;

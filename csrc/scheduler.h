@@ -28,9 +28,11 @@ struct SchedulerOptions {
   int32_t num_owners = 1;  ///< parts that sequences and the KV cache are shared out in (CacheParts)
   bool prefix_cache = false;
   int64_t patience_ms = 10'000;  ///< see FairQueue
-  StepCost cost = {};            ///< what a step takes; has to be known for a target
+  StepCost cost = {};            ///< what a step takes; has to be known for a target, and for drafts
   int64_t target_step_ns = 0;    ///< what a step with decodes may take, so that prefills do not stall them; 0: any time
   int32_t max_draft = 0;         ///< tokens of one sequence that a step may guess; Draft::kMost at most
+  bool drafts_at_any_cost = false;       ///< as if tokens beside the first took no time
+  Generations::Options earlier = {};     ///< what is kept of earlier requests for drafts, if there are drafts
   std::span<int32_t> batch_memory = {};  ///< where the batch arrays lie: see BatchArrays
 };
 
@@ -210,6 +212,7 @@ class Scheduler {
   bool grow_decodes();
   bool grow_prefill(int32_t &left);
   void draft(int32_t left);
+  void remember(const Sequence &sequence);
   void admit(int32_t &left);
   const Sequence &next_waiting();
   bool admit_one(int32_t &left);
@@ -240,6 +243,7 @@ class Scheduler {
   std::vector<int32_t> num_running_of_;  // each owner
   std::vector<int32_t> reserved_of_;     // each owner: pages that those that run already may still want, one each
   std::vector<LogitRow> logit_rows_;
+  Generations earlier_;
   std::vector<Finished> finished_;
   SchedulerCounters counters_;
   StepCost cost_;

@@ -14,10 +14,12 @@ Scheduler::Scheduler(const SchedulerOptions &options)
       arrays_(options.token_budget, options.max_seqs, num_pages_for(options.max_context, options.page_size),
               options.batch_memory),
       queue_(options.patience_ms),
+      earlier_(options.earlier),
       cost_(options.cost) {
   TS_ASSERT(options.token_budget >= 1 && options.max_seqs >= 1, "a step holds at least one token of one sequence");
   TS_ASSERT(options.max_draft >= 0 && options.max_draft <= Draft::kMost, "a draft has room for so many tokens");
   TS_ASSERT(options.target_step_ns == 0 || options.cost.known(), "a target needs to know what steps take");
+  TS_ASSERT(options.max_draft == 0 || options.drafts_at_any_cost || options.cost.known(), "so do drafts");
   const auto max_seqs = static_cast<size_t>(options.max_seqs);
   running_.reserve(max_seqs);
   logit_rows_.reserve(max_seqs);
@@ -42,6 +44,7 @@ void Scheduler::cancel(uint64_t id) {
   TS_ASSERT(!in_flight_, "a request in a batch in flight cannot be cancelled");
   for (int32_t r = 0; r < num_running(); ++r) {
     if (running(r).sequence().id != id) continue;
+    remember(running(r).sequence());  // who found a stop string in it cancels it too
     finish(next(std::move(running(r).state), Cancel{}));
     remove(r);
     return;

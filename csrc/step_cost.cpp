@@ -26,11 +26,22 @@ double StepCost::ns(const StepLoad &load) const {
 void StepCost::learn(const StepLoad &load, int64_t took_ns) {
   if (!known() || took_ns <= 0) return;
   const double predicted = between(load.num_tokens, &Size::predicted_ns) + keys_ns(load);
-  Size &mine = sizes_[size_of(load.num_tokens)];
+  const size_t at = size_of(load.num_tokens);
+  Size &mine = sizes_[at];
   const double measured =
       std::clamp(static_cast<double>(took_ns) / predicted, mine.scale / kMostChange, mine.scale * kMostChange);
-  mine.scale += (measured - mine.scale) / kMemory;
-  for (Size &size : sizes_) size.scale += (mine.scale - size.scale) / kDrift;
+  mine.num_learnt = std::min(mine.num_learnt + 1, kMemory);
+  mine.scale += (measured - mine.scale) / mine.num_learnt;
+  for (size_t i = 0; i < sizes_.size(); ++i) {
+    Size &size = sizes_[i];
+    const size_t distance = i < at ? at - i : i - at;
+    if (size.num_learnt > 0) {
+      size.scale += (mine.scale - size.scale) / kDrift;
+    } else if (distance <= size.distance) {
+      size.scale = mine.scale;
+      size.distance = distance;
+    }
+  }
   keep_order();
 }
 

@@ -19,8 +19,8 @@ struct StepLoad {
 /// was told: nothing here reads a clock.
 ///
 /// Each size of step has a scale of its own: an average with a memory of kMemory steps, to which one step adds at most a factor of
-/// kMostChange, so that a hiccup is soon forgotten. What a size was told drifts into the others, slowly: one that is avoided because
-/// it was slow once is tried again.
+/// kMostChange, so that a hiccup is soon forgotten. A size that no step had yet has the scale of the nearest that one had. What a
+/// size was told drifts into the others, slowly: one that is avoided because it was slow once is tried again.
 class StepCost {
  public:
   /// A step of so many tokens that read no keys.
@@ -41,15 +41,18 @@ class StepCost {
   void learn(const StepLoad &load, int64_t took_ns);  ///< a step of this load took so long
 
  private:
-  static constexpr double kMemory = 8, kDrift = 256;  // steps
+  static constexpr int kMemory = 8;      // steps
+  static constexpr double kDrift = 256;  // steps
   static constexpr double kMostChange = 4;
 
   struct Size {
     int32_t num_tokens;
     double predicted_ns;
-    double scale = 1;      // measured / predicted
-    double ns = 0;         // scaled, but never less than that of a smaller size
-    double key_scale = 1;  // the same of its keys
+    double scale = 1;            // measured / predicted
+    double ns = 0;               // scaled, but never less than that of a smaller size
+    double key_scale = 1;        // the same of its keys
+    int num_learnt = 0;          // steps, kMemory at most
+    size_t distance = SIZE_MAX;  // without any: of the size whose scale it has
   };
 
   size_t size_of(int32_t num_tokens) const;

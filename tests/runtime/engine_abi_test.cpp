@@ -141,7 +141,9 @@ TEST_F(EngineAbi, RefusesOptionsWithBothNumbers) {
   expect_in(refusal([](auto &o) { o.event_size = 64; }), {"event_size is 64, but this engine's ts_event has "});
   EXPECT_EQ(refusal([](auto &o) { o.num_threads = -1; }), "num_threads is -1, wanted 0 (the default) or more");
   EXPECT_EQ(refusal([](auto &o) { o.kv_bytes = -5; }), "kv_bytes is -5, wanted 0 (the default) or more");
-  EXPECT_EQ(refusal([](auto &o) { o.max_draft = 17; }), "max_draft is 17, wanted 0 (none) to 16");
+  const char *drafts = ", wanted 0 (none) to 16, or the negative of that, for drafts at any cost";
+  EXPECT_EQ(refusal([](auto &o) { o.max_draft = 17; }), std::string("max_draft is 17") + drafts);
+  EXPECT_EQ(refusal([](auto &o) { o.max_draft = -17; }), std::string("max_draft is -17") + drafts);
   EXPECT_EQ(refusal([](auto &o) { o.prefix_cache = 2; }), "prefix_cache is 2, wanted 0 (off) or 1 (on)");
   EXPECT_EQ(
       refusal([](auto &o) { o.token_budget = 25; }),

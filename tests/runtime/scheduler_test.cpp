@@ -339,5 +339,94 @@ TEST(Scheduler, ASteadyDecodingStepDoesNotAllocate) {
   EXPECT_EQ(allocations::count, before) << "pages were crossed, too";
 }
 
+TEST(Scheduler, ASteadyDecodingStepThatGuessesDoesNotAllocate) {
+  if (!allocations::kReplaced) GTEST_SKIP() << "a sanitizer has its own operator new";
+  EngineOptions o = small();
+  o.scheduler.max_context = 4096;
+  o.scheduler.num_pages = 4096;
+  o.scheduler.token_budget = o.scheduler.max_seqs = 64;
+  o.scheduler.max_draft = 5;
+  Harness h(o);
+  h.submit(request(100, 4, 20));
+  h.run();  // there is an earlier generation
+  for (uint64_t id = 1; id <= 8; ++id) h.submit(request(id, 4, 2000));
+  for (int i = 0; i < 4; ++i) h.step(false);
+  std::vector<Outcome> outcomes(64);
+  std::vector<Finished> finished;
+  int64_t before = 0;
+  for (int i = 0; i < 250; ++i) {
+    if (i == 50) before = allocations::count;  // by then each has had as many open pages as a draft takes
+    auto batch = h.scheduler.schedule();
+    for (Outcome &outcome : outcomes) outcome.token = i % 20 == 0 ? 30 : 7;
+    h.scheduler.commit(std::move(*batch), std::span(outcomes).first(static_cast<size_t>(batch->num_logits())));
+    h.scheduler.take_finished(finished);
+  }
+  EXPECT_EQ(allocations::count, before);
+  const SchedulerCounters &sums = h.scheduler.counters();
+  EXPECT_GT(sums.num_accepted_tokens, 1000);
+  EXPECT_GT(sums.num_drafted_tokens, sums.num_accepted_tokens);
+}
+
+// ---- drafts from earlier generations --------------------------------------------------------------------------------
+
+/// Steps that a request takes by itself, behind those of `h`.
+int steps_of(Harness &h, const Request &r) {
+  h.submit(r);
+  int num_steps = 0;
+  while (h.step()) ++num_steps;
+  return num_steps;
+}
+
+/// What a tenant was told before is guessed when it asks again, whatever the prefix cache holds; what another was told is not,
+/// with or without a prefix cache.
+TEST(Scheduler, WhatATenantWasToldIsGuessedWhenItAsksAgain) {
+  for (const bool prefix_cache : {true, false}) {
+    EngineOptions o = small();
+    o.scheduler.prefix_cache = prefix_cache;
+    o.scheduler.max_draft = 8;
+    Harness h(o);
+    Request r = request(2, 10, 60);
+    r.cache_salt = "one";
+    const int first = steps_of(h, r);
+    r.id = 4, r.cache_salt = "two";
+    EXPECT_EQ(steps_of(h, r), first) << "another tenant's answer was guessed";
+    r.id = 6, r.cache_salt = "one";
+    EXPECT_LT(steps_of(h, r), first / 4);
+    for (const uint64_t id : {2, 4, 6}) {
+      r.id = id;
+      expect_solo(h, r, o);
+    }
+    Request sampled = r;
+    sampled.id = 8, sampled.temperature = 0.8F;
+    const int fresh = steps_of(h, sampled);
+    sampled.id = 10;
+    EXPECT_LT(steps_of(h, sampled), fresh / 4) << "the same seed gives the same answer";
+    expect_solo(h, sampled, o);
+    sampled.id = 12, sampled.seed = 99;
+    steps_of(h, sampled);
+    expect_solo(h, sampled, o);
+  }
+}
+
+TEST(Scheduler, WhatWasCancelledCanBeGuessedAndWhatFailedCannot) {
+  EngineOptions o = small();
+  o.scheduler.max_draft = 8;
+  Harness h(o);
+  Request r = request(2, 10, 60);
+  const int alone = steps_of(h, r);
+  for (const bool cancel : {true, false}) {
+    Request other = request(20, 10, 60, cancel ? 7 : 8);
+    other.id = cancel ? 20 : 30;
+    h.submit(other);
+    for (int i = 0; i < 40; ++i) h.step();
+    if (cancel) h.scheduler.cancel(other.id);
+    if (!cancel) h.scheduler.fail(std::move(*h.scheduler.schedule()), "failed");
+    h.step();
+    ++other.id, ++other.id;
+    const int again = steps_of(h, other);
+    EXPECT_EQ(again < alone - 20, cancel) << again << " steps of " << alone;
+  }
+}
+
 }  // namespace
 }  // namespace ts

@@ -24,6 +24,7 @@ TEST(StepCost, IsLinearBetweenSizesAndInKeys) {
 
 TEST(StepCost, LearnsWhatStepsTakeAndForgetsAHiccup) {
   StepCost cost = simple();
+  cost.learn({64, 0, 0}, 32000);
   for (int i = 0; i < 100; ++i) cost.learn({4, 0, 0}, 6000);
   EXPECT_NEAR(cost.ns({4, 0, 0}), 6000, 60);
   const double other = cost.ns({64, 0, 0});
@@ -33,6 +34,19 @@ TEST(StepCost, LearnsWhatStepsTakeAndForgetsAHiccup) {
   EXPECT_LT(cost.ns({4, 0, 0}), 6000 * 1.5);
   for (int i = 0; i < 40; ++i) cost.learn({4, 0, 0}, 6000);
   EXPECT_NEAR(cost.ns({4, 0, 0}), 6000, 60);
+}
+
+TEST(StepCost, ASizeThatNobodyTriedIsLikeTheNearestThatSomebodyDid) {
+  StepCost cost = simple();
+  cost.learn({64, 0, 0}, 16000);
+  EXPECT_NEAR(cost.ns({1, 0, 0}), 500, 1) << "one step says enough of what is not known";
+  cost.learn({1, 0, 0}, 2000);
+  EXPECT_NEAR(cost.ns({1, 0, 0}), 2000, 10);
+  EXPECT_NEAR(cost.ns({2, 0, 0}), 2000, 10) << "of the sizes 1, 2, 4 and 64 nearer to 1 than to 64";
+  EXPECT_NEAR(cost.ns({4, 0, 0}), 2000, 10) << "nearer to 64, which halved it; but no less than a smaller step";
+  EXPECT_NEAR(cost.ns({64, 0, 0}), 16000, 200);
+  for (int i = 0; i < 20; ++i) cost.learn({4, 0, 0}, 3000);
+  EXPECT_NEAR(cost.ns({4, 0, 0}), 3000, 50);
 }
 
 TEST(StepCost, ASizeThatWasSlowOnceIsTriedAgain) {

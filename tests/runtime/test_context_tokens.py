@@ -69,7 +69,7 @@ def test_bits_do_not_depend_on_company_chunks_or_guesses(tmp_path: Path) -> None
     ]
     path = plans.build(tmp_path, tmp_path / "plan.tsp", page_size=PAGE, cp=2, max_tokens=512)
     found = []
-    for options in ({"token_budget": 16, "max_seqs": 4}, {"num_threads": 2, "max_draft": 4}):
+    for options in ({"token_budget": 16, "max_seqs": 4}, {"num_threads": 2, "max_draft": -4}):
         with ranks_of(path, 2, **options) as engine:
             together = engine.generate(asked)
             alone = [engine.generate([request])[0] for request in asked]

@@ -335,6 +335,7 @@ inline ts::EngineOptions small() {
   ts::EngineOptions o;
   o.scheduler = {
       .token_budget = 32, .max_seqs = 16, .max_context = 128, .page_size = 4, .num_pages = 256, .prefix_cache = true};
+  o.scheduler.cost = ts::StepCost({{1, 1000}, {32, 1010}}, 1, 1);  // so drafts are worth it
   o.vocab_size = 64;
   o.eos_token_ids = {1};
   return o;

@@ -37,7 +37,10 @@ class World {
       turns_.step(batch, latest_ms_);
       weigh(batch);
     };
-    harness_.on_token = [this](uint64_t id) { turns_.output(id); };
+    harness_.on_token = [this](uint64_t id) {
+      turns_.output(id);
+      if (const auto token_ns = guesses_.find(id); token_ns != guesses_.end()) purses_ns_[id] += token_ns->second;
+    };
   }
 
   /// What the script says; then everything that lives must end.
@@ -146,8 +149,61 @@ class World {
     if (target > 0 && num_decodes > 0 && (num_prompt > Scheduler::kLeastChunk || num_drafted > 0)) {
       EXPECT_LE(learnt_.ns(load), target) << num_prompt << " tokens of prompts stall " << num_decodes << " decodes";
     }
+    weigh_drafts(batch, load, num_drafted, num_decodes);
     harness_.took_ns = static_cast<int64_t>(first_.ns(load)) * script_.slowness / 100;
     learning_ = load;
+  }
+
+  /// What a sequence's drafts add to its steps is at most a fiftieth of what its tokens take without any, and what those that come
+  /// true save. And they stand in its own text, or in what its tenant was told.
+  void weigh_drafts(const Batch &batch, StepLoad load, int32_t num_drafted, int32_t num_decodes) {
+    guesses_.clear();
+    if (script_.max_draft == 0 || num_decodes == 0) return;
+    const ts_batch &arrays = batch.arrays();
+    StepLoad decodes{num_decodes, 0, 0};
+    load.num_tokens -= num_drafted;  // and its keys, below
+    for (int32_t row = 0; row < arrays.num_seqs; ++row) {
+      if (!batch.decodes(row)) continue;
+      const int32_t first = arrays.query_start[row];
+      decodes.decode_keys += arrays.positions[first] + 1;
+      for (int32_t t = first + 1; t < arrays.query_start[row + 1]; ++t) load.decode_keys -= arrays.positions[t] + 1;
+    }
+    const double token_ns = learnt_.ns(decodes) / num_decodes;
+    for (int32_t row = 0; row < arrays.num_seqs; ++row) {
+      const Sequence &sequence = batch.running(row);
+      if (!batch.decodes(row) || sequence.drafts == nullptr) continue;
+      guesses_[sequence.id] = token_ns;
+      const double before_ns = learnt_.ns(load);
+      const int32_t first = arrays.query_start[row] + 1, end = arrays.query_start[row + 1];
+      load.num_tokens += end - first;
+      for (int32_t t = first; t < end; ++t) load.decode_keys += arrays.positions[t] + 1;
+      double &purse_ns = purses_ns_[sequence.id];
+      purse_ns += token_ns / 50;
+      const double extra_ns = learnt_.ns(load) - before_ns;
+      EXPECT_LE(extra_ns, purse_ns * (1 + 1e-9)) << "request " << sequence.id << " guesses more than it may";
+      purse_ns -= extra_ns + token_ns;  // its first token is none that was saved
+      if (end > first) expect_known(sequence, {arrays.token_ids + first, arrays.token_ids + end});
+    }
+  }
+
+  void expect_known(const Sequence &sequence, const std::vector<int32_t> &draft) const {
+    const std::string &salt = requests_.at(sequence.id).cache_salt;
+    if (salt.empty() || tenants_.at(salt) > 64 || stands_in(sequence.tokens, draft)) return;
+    const bool told = std::ranges::any_of(requests_, [&](const auto &other) {
+      std::vector<int32_t> text = other.second.prompt;
+      const std::vector<int32_t> &said = harness_.results.at(other.first).tokens;
+      text.insert(text.end(), said.begin(), said.end());
+      return other.second.cache_salt == salt && stands_in(text, draft);
+    });
+    EXPECT_TRUE(told) << "request " << sequence.id << " guesses what another tenant was told";
+  }
+
+  /// Whether `draft` stands in the text, or begins in it and goes on with itself.
+  static bool stands_in(const std::vector<int32_t> &text, const std::vector<int32_t> &draft) {
+    std::vector<int32_t> both = text;
+    both.insert(both.end(), draft.begin(), draft.end());
+    const auto found = std::search(both.begin(), both.end(), draft.begin(), draft.end());
+    return found - both.begin() < static_cast<ptrdiff_t>(text.size());
   }
 
   /// Nothing lives past its deadline.
@@ -198,6 +254,8 @@ class World {
   const StepCost first_ = options_.scheduler.cost;
   StepCost learnt_ = first_;
   StepLoad learning_;                      // of the last step
+  std::map<uint64_t, double> guesses_;     // who may in this step, and what a token of it takes
+  std::map<uint64_t, double> purses_ns_;   // what who guesses has to spend
   std::map<uint64_t, int64_t> deadlines_;  // of those that may live
   std::map<uint64_t, toy::Request> requests_;
   std::set<uint64_t> cancelled_;

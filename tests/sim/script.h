@@ -70,8 +70,8 @@ struct Event {
 
 struct Script {
   int64_t page_size = 1, num_pages = 1, max_context = 2, token_budget = 1, max_seqs = 1, prefix_cache = 1,
-          max_draft = 0;
-  int64_t num_owners = 1;  ///< of sequences, each with as many pages
+          max_draft = 0, cheap = 0;  ///< cheap: tokens beside the first cost a step next to nothing, so drafts are long
+  int64_t num_owners = 1;            ///< of sequences, each with as many pages
   int64_t patience_ms = 10'000;
   int64_t target_ns = 0;      ///< for a step with decodes, if not 0
   int64_t slowness = 100;     ///< what steps take, in percent of the prediction
@@ -82,7 +82,7 @@ struct Script {
     f("page_size", s.page_size), f("num_pages", s.num_pages), f("max_context", s.max_context);
     f("token_budget", s.token_budget), f("max_seqs", s.max_seqs), f("prefix_cache", s.prefix_cache);
     f("num_owners", s.num_owners);
-    f("max_draft", s.max_draft), f("patience_ms", s.patience_ms), f("target_ns", s.target_ns);
+    f("max_draft", s.max_draft), f("cheap", s.cheap), f("patience_ms", s.patience_ms), f("target_ns", s.target_ns);
     f("slowness", s.slowness);
   }
 
@@ -101,6 +101,8 @@ struct Script {
     o.scheduler.patience_ms = patience_ms;
     o.scheduler.cost =
         ts::StepCost({{1, 1000}, {2, 1100}, {4, 1300}, {8, 1700}, {16, 2500}, {24, 3300}}, 10'000, 10'000);
+    if (cheap != 0) o.scheduler.cost = ts::StepCost({{1, 1000}, {24, 1010}}, 1, 1);
+    o.scheduler.earlier = {.num_tokens = 64, .num_tenants = 3};
     o.scheduler.target_step_ns = target_ns;
     return o;
   }
@@ -171,6 +173,7 @@ class Draw {
     s.patience_ms = one_in(2) ? between(1, 30) : between(100, 10'000);
     if (one_in(2)) s.target_ns = between(500, 6000), s.slowness = one_in(2) ? 100 : between(20, 400);
     s.max_draft = one_in(2) ? 0 : between(1, ts::Draft::kMost);
+    s.cheap = s.max_draft % 3 != 0 ? 1 : 0;
     const int64_t arrivals = between(1, 100);  // in percent of the steps
     int64_t num_arrived = 0;
     for (int64_t at = 0; at < num_steps; ++at) {

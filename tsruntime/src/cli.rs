@@ -80,8 +80,8 @@ pub struct EngineArgs {
     /// Compute every prompt from its first token
     #[arg(long, help_heading = ENGINE)]
     no_prefix_cache: bool,
-    /// Tokens of a sequence that a step may guess from its own text and verify: the output is the same, sooner where it
-    /// repeats itself; 0: none
+    /// Tokens of a sequence that a step may guess, from its own text and from what its tenant was told before, and verify, where
+    /// that is worth its time: the output is the same, sooner where it repeats itself; 0: none
     #[arg(long, value_name = "N", default_value = "0", value_parser = clap::value_parser!(i32).range(0..=16), help_heading = ENGINE)]
     max_draft: i32,
     /// How long a tenant may be passed over by others before its oldest request goes first. A tenant is an API key, else a
