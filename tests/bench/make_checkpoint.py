@@ -16,7 +16,7 @@ import random
 import shutil
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,25 @@ def shards(config: dict[str, Any]) -> list[list[tuple[str, tuple[int, ...]]]]:
     return result
 
 
-def write_shard(path: Path, shard: list[tuple[str, tuple[int, ...]]], generator: torch.Generator) -> None:
-    """One tensor in memory at a time."""
+def random_weights(seed: int) -> Callable[[str, tuple[int, ...]], torch.Tensor]:
+    """What write_shard makes a tensor with: ones for norms, else uniform of standard deviation 0.02, which is
+    cheaper to make than normal."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def tensor(_: str, shape: tuple[int, ...]) -> torch.Tensor:
+        if len(shape) == 1:
+            return torch.ones(shape, dtype=torch.bfloat16)
+        return torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.035, 0.035, generator=generator)
+
+    return tensor
+
+
+def write_shard(
+    path: Path,
+    shard: list[tuple[str, tuple[int, ...]]],
+    make: Callable[[str, tuple[int, ...]], torch.Tensor],
+) -> None:
+    """One tensor in memory at a time, each of bf16 and made by `make`."""
     header, at = {}, 0
     for name, shape in shard:
         size = 2 * math.prod(shape)
@@ -109,13 +126,8 @@ def write_shard(path: Path, shard: list[tuple[str, tuple[int, ...]]], generator:
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for _, shape in shard:
-            if len(shape) == 1:
-                tensor = torch.ones(shape, dtype=torch.bfloat16)
-            else:
-                # uniform of standard deviation 0.02: cheaper to make than normal
-                tensor = torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.035, 0.035, generator=generator)
-            file.write(tensor.view(torch.uint8).numpy().data)
+        for name, shape in shard:
+            file.write(make(name, shape).contiguous().view(torch.uint8).numpy().data)
 
 
 def vocabulary(size: int, seed: int = 1) -> dict[str, Any]:
@@ -178,12 +190,12 @@ def write(name: str, folder: Path) -> None:
         json.dumps(vocabulary(config["vocab_size"]), ensure_ascii=False)
     )
     parts = shards(config)
-    generator = torch.Generator().manual_seed(1)
+    make = random_weights(1)
     weight_map: dict[str, str] = {}
     for index, shard in enumerate(parts, 1):
         file = f"model-{index:05d}-of-{len(parts):05d}.safetensors"
         print(f"{name}: {file}", file=sys.stderr, flush=True)
-        write_shard(temporary / file, shard, generator)
+        write_shard(temporary / file, shard, make)
         weight_map |= dict.fromkeys((tensor for tensor, _ in shard), file)
     index_json = {"metadata": {}, "weight_map": weight_map}
     (temporary / "model.safetensors.index.json").write_text(json.dumps(index_json))
