@@ -300,6 +300,28 @@ void between_two(const Mesh &mesh, const Collective &what, const std::vector<std
   other.join();
 }
 
+TEST(CollectiveInTwo, EndsForAllThreadsAlikeIfTheGroupIsAborted) {
+  const Mesh mesh{{{"tp", 2}}};
+  Collective what;
+  what.num_ranks = 2;
+  what.run = 2;
+  RankLayout layout;
+  layout.num_ranks = 2;
+  layout.num_threads = {2, 1};
+  layout.staging_bytes = 4096;
+  SharedGroup group(std::make_shared<SharedMemory>(SharedGroup::bytes(layout)), layout, 0, {});
+  const Values in = {1, 2};
+  Values out = {-7, -7};
+  const BoundCollective sum(what, mesh, 0, &group, 0, in.data(), out.data());
+  const TokenParts tokens(mesh, 0, 1, 1);
+  const uint32_t before = sum.start(tokens, 0, 2);  // the first thread is there when rank 1 is lost
+  group.abort("rank 1 died");
+  const uint32_t after = sum.start(tokens, 1, 2);
+  EXPECT_FALSE(sum.finish(before, tokens, 0, 2));
+  EXPECT_FALSE(sum.finish(after, tokens, 1, 2));
+  EXPECT_EQ(out, (Values{-7, -7}));
+}
+
 TEST(CollectiveSum, OfIntegers) {
   const Mesh mesh{{{"tp", 2}}};
   Collective what;

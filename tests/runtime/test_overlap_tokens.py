@@ -20,6 +20,7 @@ from checkpoints import SPECS, reference
 from engine import Engine, Request
 from test_rank_tokens import RANK_OF_MPI, ranks_of
 
+from tscompile.explain import explain, explain_text
 from tscompile.passes import propagate
 from tscompile.price import Prices
 
@@ -76,6 +77,11 @@ def test_tokens_are_those_of_one_rank(case: str, tmp_path: Path, monkeypatch: py
         count = phases(path)
         assert count["start"] == count["finish"]
         assert count["start"] >= fewest if how == "split" else not count["start"]
+        report = explain(path)
+        told = [row for part in report["steps"] for row in part["overlaps"]]
+        assert sum(row["count"] for row in told if row["beside"]) == count["start"]
+        assert all(bool(row["beside"]) != bool(row["why_not"]) for row in told)
+        assert explain_text(report).count("overlap: in a step of") == len(report["steps"])
         with ranks_of(path, math.prod(mesh.values()), num_threads=2 if mesh == {"tp": 2} else 1) as engine:
             answers = [engine.generate([each])[0] for each in asked]
         assert [answer.tokens for answer in answers] == wanted
