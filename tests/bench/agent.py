@@ -15,6 +15,7 @@ import datetime
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ import reports
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 WORK = ROOT / "build" / "bench"
+DEMO = ROOT / "artifacts" / "demo"
 STARTED_S = 60
 
 # By model: what `tsruntime bench agent` is told.
@@ -45,10 +47,11 @@ def say(text: str) -> None:
 
 def build(name: str) -> Path:
     if name == "demo":
-        checkpoint = ROOT / "artifacts" / "demo"
+        checkpoint = DEMO
     else:
         checkpoint = WORK / name
         make_checkpoint.write(name, checkpoint)
+        shutil.copy(DEMO / "chat_template.jinja", checkpoint)
     say(f"{name}: compile")
     plan = WORK / f"{name}.tsp"
     subprocess.run(
