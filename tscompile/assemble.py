@@ -12,6 +12,7 @@ from tscompile.costs import costs
 from tscompile.errors import InternalError
 from tscompile.passes.pack import Packed
 from tscompile.printer import print_graph
+from tscompile.roofline import roofline
 
 # What decides a plan beside the tensors, whose hashes the manifest has: these files' are in "producer".
 INPUTS = (
@@ -42,6 +43,8 @@ def assemble(build: Build, progress: plan.Progress = lambda done, total: None) -
     entries.append(plan.blob("tsp/pack", canonical.dumps(build.weights.report())))
     entries.append(plan.blob("tsp/placements", canonical.dumps(build.placed)))
     entries.append(plan.blob("tsp/costs", canonical.dumps(costs(build))))
+    if bounds := roofline(build):
+        entries.append(plan.blob("tsp/roofline", canonical.dumps(bounds)))
     entries.append(plan.blob("tsp/verify", canonical.dumps(build.verified)))
     plan.write(
         build.options.out,

@@ -15,6 +15,7 @@ from tscompile.mesh import Mesh
 
 if TYPE_CHECKING:
     from tscompile.checkpoint import Checkpoint
+    from tscompile.kernels.gpu.spec import GpuStep
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,12 @@ class Receipt:
 class Bucket:
     """What a target runs in a step of some range of tokens. steps: the launches: the graph's groups, those
     that this target runs in several launches cut up. symbols: a step's name -> its kernel's; a collective
-    has none."""
+    has none. device: of a GPU target instead, a step's name -> its kernels and their grids."""
 
     graph: Graph
     steps: list[Group]
-    symbols: dict[str, str]
+    symbols: dict[str, str] = field(default_factory=dict)
+    device: dict[str, GpuStep] = field(default_factory=dict)
 
 
 @dataclass
@@ -91,12 +93,14 @@ class TargetBuild:
     """What the passes from `select` on make for one target."""
 
     target: str
-    buckets: dict[int, Bucket] = field(default_factory=dict)  # by `select`: as build.buckets
+    # by `select`: as build.buckets; of a GPU target more, each a size of step that is captured
+    buckets: dict[int, Bucket] = field(default_factory=dict)
     layouts: dict[str, str] = field(default_factory=dict)  # by `select`: a weight's name -> "rows" or "tiles"
     kernels: Any = (
         None  # by `select`, for `emit`: the kernel descriptions and configurations (tscompile/kernels)
     )
-    library: bytes = b""  # by `emit`: the shared object
+    library: bytes = b""  # by `emit`: the shared object, or cubins one after the other
+    table: dict[str, Any] = field(default_factory=dict)  # by `emit`, of cubins: the program's "kernels"
     compiler: str = ""  # by `emit`: what compiled it, for the manifest's "producer"
     program: dict[str, Any] = field(default_factory=dict)  # by `arrange`: ARCHITECTURE.md, "The program"
 

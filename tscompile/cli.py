@@ -99,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
         "--target",
         default="",
         metavar="T[,T]",
-        help="cpu-avx2, cpu-avx512, cpu-amx; default: this machine's best",
+        help="cpu-avx2, cpu-avx512, cpu-amx, and, which nothing runs yet, sm_90a, sm_100a; "
+        "default: this machine's best",
     )
     build.add_argument(
         "--dtype", choices=DTYPES, default="bf16", help="of weights and KV cache; default: bf16"

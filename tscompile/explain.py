@@ -32,8 +32,7 @@ def explain(path: Path) -> dict[str, Any]:
     placements = {found["max_tokens"]: found["ops"] for found in placed["buckets"]}
     overlaps = {found["max_tokens"]: found["collectives"] for found in placed["overlaps"]}
     parts, fewer = [], 0
-    for graph, step in zip(graphs_of(plan, program), program["buckets"], strict=True):
-        most = step["max_tokens"]
+    for most, graph in graphs_of(plan, program["limits"]["max_tokens"]):
         sizes = [tokens for tokens in sizes_of(program["limits"]) if fewer < tokens < most]
         parts.append(
             {
@@ -51,14 +50,17 @@ def explain(path: Path) -> dict[str, Any]:
         "stages": list(stages_of(placed, program)),
         "steps": parts,
         "weights": alike(weights_of(plan, program)),
+        "roofline": plan.json("tsp/roofline") if "tsp/roofline" in plan.entries else {},
     }
 
 
-def graphs_of(plan: Plan, program: Mapping[str, Any]) -> Iterator[Graph]:
-    """The graph of each bucket of tokens, the smallest first."""
-    smaller = [f"tsp/graph/{step['max_tokens']}" for step in program["buckets"][:-1]]
-    for name in [*smaller, "tsp/graph"]:
-        yield parse(bytes(plan.bytes(name)).decode())
+def graphs_of(plan: Plan, max_tokens: int) -> Iterator[tuple[int, Graph]]:
+    """The most tokens of a step, and its graph; the smallest first."""
+    prefix = "tsp/graph/"
+    names = [name for name in plan.entries if name.startswith(prefix)]
+    smaller = sorted((int(name.removeprefix(prefix)), name) for name in names)
+    for most, name in [*smaller, (max_tokens, "tsp/graph")]:
+        yield most, parse(bytes(plan.bytes(name)).decode())
 
 
 def values_of(graph: Graph) -> Iterator[dict[str, Any]]:
@@ -188,7 +190,37 @@ def explain_text(report: dict[str, Any]) -> str:
     )
     head = ("weight", "", "bytes", "share", "stage")
     lines += ["", f"weights: a rank holds {held}", *table(head, weights)]
+    for target, bounds in report["roofline"].items():
+        lines += roofline_lines(target, bounds)
     return "\n".join(lines) + "\n"
+
+
+def roofline_lines(target: str, bounds: dict[str, Any]) -> list[str]:
+    """What the kernels of a GPU target can take at best, by bucket of tokens."""
+    lines = ["", f"kernels of {target}: bounds from shapes and machine, nothing measured; contexts of "]
+    lines[-1] += f"{bounds['context']:,} tokens"
+    head = ("kernels", "op", "", "GFLOP", "MB", "bound", "us", "blocks", "a SM", "threads", "waves")
+    for bucket in bounds["buckets"]:
+        rows = (
+            (
+                " + ".join(step["kernels"]),
+                step["op"],
+                f"x{step['count']}",
+                f"{step['flops'] / 1e9:.3f}",
+                f"{step['bytes'] / 1e6:.3f}",
+                step["bound"],
+                f"{step['ns'] / 1e3:.2f}",
+                f"{step['blocks']:,}",
+                str(step["blocks_per_sm"]),
+                f"{step['occupancy_percent']} %",
+                f"{step['waves']:,}",
+            )
+            for step in bucket["steps"]
+        )
+        total = sum(step["ns"] * step["count"] for step in bucket["steps"]) / 1e3
+        lines += ["", f"steps of up to {bucket['max_tokens']:,} tokens: at best {total:,.1f} us"]
+        lines += table(head, rows)
+    return lines
 
 
 def value_lines(values: Sequence[dict[str, Any]], axes: Sequence[str]) -> list[str]:

@@ -164,13 +164,15 @@ def target_lines(target: dict[str, Any]) -> list[str]:
             return f"%{buffers[argument['buffer']]['name']}"
         if "kv" in argument:
             return f"kv.{argument['kv']}"
+        if "batch" in argument or "null" in argument:
+            return str(argument.get("batch", "null"))
         return f"@{argument['weight']}" + "".join(f"@{axis}" for axis in argument.get("axes", ()))
 
     for step in target["buckets"]:
         rows = (
             (
                 str(index),
-                launch.get("kernel") or collective_text(launch),
+                (launch.get("kernel") or collective_text(launch)) + grid_text(launch),
                 launch["op"],
                 " ".join(text(argument) for argument in launch["args"]),
             )
@@ -179,6 +181,11 @@ def target_lines(target: dict[str, Any]) -> list[str]:
         lines.append(f"  up to {step['max_tokens']} tokens: {len(step['launches'])} launches")
         lines += table(("", "kernel or collective", "op", "arguments"), rows)
     return lines
+
+
+def grid_text(launch: dict[str, Any]) -> str:
+    """E.g. " [64 x 8 x 1]": of a kernel of a GPU target, its grid."""
+    return f" [{' x '.join(map(str, launch['grid']))}]" if "grid" in launch else ""
 
 
 def collective_text(launch: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from tscompile.assemble import assemble
 from tscompile.build import Build, Options
 from tscompile.checkpoint import Checkpoint
 from tscompile.errors import InternalError
+from tscompile.kernels.target import find_target
 from tscompile.printer import print_graph
 from tscompile.verify import verify
 
@@ -58,6 +59,8 @@ def compile_plan(options: Options, say: Progress) -> dict[str, Any]:
     """A whole build: opens the checkpoint, runs every pass, writes the plan. The summary that `build --json`
     prints."""
     start = time.monotonic()
+    for target in options.targets:
+        find_target(target)  # before anything takes time
     build = Build(options, Checkpoint(options.weights), options.mesh)
     run(build, BEFORE_SELECT, say)
     summary: dict[str, Any] = {"passes": len(PASSES)}

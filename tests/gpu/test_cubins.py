@@ -37,11 +37,13 @@ def kernels(buckets: tuple[int, ...]) -> list[GpuKernel]:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_every_template_compiles_clean(target: GpuTarget) -> None:
+def test_templates_compile_clean(target: GpuTarget) -> None:
     """Parameters as packed, by cuobjdump; attributes in range; tensor cores, wide loads, no spills;
     programmatic dependent launch with weights read before the wait."""
     chosen = kernels((1, 8, 128))
     assert {kernel.template for kernel in chosen} >= {"gemv", "linear", "attention", "attention_combine"}
+    if target.arch != 90:  # here those that differ most; all of both in `make test-gpu`
+        chosen = [kernel for kernel in chosen if kernel.template in (sass.LINEAR, sass.ATTENTION)]
     made, versions = compile_all(chosen, target, cache=cache_folder())
     assert versions == compilers(target)
     problems = [line for kernel in chosen for line in sass.lint(kernel, made[kernel.symbol], target)]
@@ -74,8 +76,9 @@ def test_the_lint_can_fail() -> None:
     )
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_same_bytes_in_any_folder(target: GpuTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_bytes_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the assembler that gave one of two, at random, with address randomisation."""
+    target = GPU_TARGETS["sm_100a"]
     (kernel,) = (launch.kernel for launch in choose(linear(256, 256), target, Rows(8, 8)).launches)
     found = []
     for name in ("a", "b/deeper"):

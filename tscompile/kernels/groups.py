@@ -21,8 +21,8 @@ ROWS = "rows"
 PRODUCTS = {"linear": "linear", "head_linear": "head_linear", "experts": "expert_linear"}
 
 
-def layouts_of(groups: Sequence[Group]) -> dict[str, str]:
-    """Weight -> how its kernels read it (tscompile/layout.py): tiles if a linear multiplies by it, else
+def layouts_of(groups: Sequence[Group], product: str = TILES) -> dict[str, str]:
+    """Weight -> how its kernels read it (tscompile/layout.py): `product` if a linear multiplies by it, else
     rows."""
     layouts: dict[str, str] = {}
     for group in groups:
@@ -30,7 +30,7 @@ def layouts_of(groups: Sequence[Group]) -> dict[str, str]:
             if isinstance(value, Weight):
                 layouts.setdefault(value.name, ROWS)
         if group.group in PRODUCTS:
-            layouts[only(group, PRODUCTS[group.group]).inputs[-1].name] = TILES
+            layouts[only(group, PRODUCTS[group.group]).inputs[-1].name] = product
     for group in groups:
         others = [] if group.group in (*PRODUCTS, "embed") else group.inputs
         for value in others:

@@ -1,4 +1,4 @@
-"""The CPU targets: what each may use, and the sizes of cache that tiles are cut for.
+"""Targets by name; and the CPU's: what each may use, and the sizes of cache that tiles are cut for.
 
 Flags name just what the engine checks for before it takes a target (csrc/host.cpp).
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tscompile.errors import CompileError
+from tscompile.kernels.gpu.target import GPU_TARGETS, GpuTarget
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ TARGETS = {
 }
 
 
-def find_target(name: str) -> Target:
+def find_target(name: str) -> Target | GpuTarget:
     """The target of this name; CompileError with what is known."""
-    if name not in TARGETS:
-        raise CompileError(f"unknown target {name!r}; known are {', '.join(TARGETS)}")
-    return TARGETS[name]
+    known: dict[str, Target | GpuTarget] = {**TARGETS, **GPU_TARGETS}
+    if name not in known:
+        raise CompileError(f"unknown target {name!r}; known are {', '.join(known)}")
+    return known[name]

@@ -17,6 +17,7 @@ from tscompile.build import Bucket, Build, Options
 from tscompile.errors import CompileError, InternalError
 from tscompile.ir import DTYPES, Graph, Group, Sym, Value, Weight
 from tscompile.kernels.desc import page_elements
+from tscompile.kernels.gpu.spec import SCRATCH, GpuStep
 from tscompile.kernels.steps import BETWEEN_RANKS, FINISH, launch_fields, stage_of_step, tokens_of
 from tscompile.layout import ALIGN, round_up
 from tscompile.mesh import by_sequence
@@ -24,6 +25,7 @@ from tscompile.ops.base import ints
 from tscompile.passes.pack import Packed
 
 LAUNCH_ABI = 2  # csrc/launch_abi.h, TS_LAUNCH_ABI
+DEVICE_ABI = 1  # of a GPU target's program and kernels
 
 
 @dataclass
@@ -52,17 +54,21 @@ def run(build: Build) -> None:
         arena_bytes, lives, buckets = ALIGN, list[Life](), []
         for max_tokens, bucket in target.buckets.items():
             here = lives_of(bucket, limits | {"max_tokens": max_tokens})
+            work = work_of(bucket)
+            here += work.values()
             needed = place(here)
             check(here, needed)
             arena_bytes = max(arena_bytes, needed)
             at = {id(life.value): index for index, life in enumerate(here, len(lives))}
             lives += here
-            launches = launches_of(bucket, at, target.target, build.weights)
+            between = {key: at[id(life.value)] for key, life in work.items()}
+            launches = launches_of(bucket, at, target.target, build.weights, between)
             logits = logits_of(bucket.graph, at)
             buckets.append({"max_tokens": max_tokens, "launches": launches, "logits": logits})
         target.program = {
-            "abi": LAUNCH_ABI,
+            "abi": DEVICE_ABI if target.table else LAUNCH_ABI,
             "target": target.target,
+            **({"kernels": target.table} if target.table else {}),
             "limits": limits,
             "arena_bytes": arena_bytes,
             "buffers": [{"name": x.value.name, "offset": x.offset, "bytes": x.num_bytes} for x in lives],
@@ -124,6 +130,16 @@ def lives_of(bucket: Bucket, limits: dict[str, int]) -> list[Life]:
     return list(lives.values())
 
 
+def work_of(bucket: Bucket) -> dict[tuple[str, str], Life]:
+    """(step, what its kernels call it) -> what they share, alive in that step alone."""
+    found = {}
+    for index, step in enumerate(bucket.steps):
+        for work in bucket.device[step.name].work if step.name in bucket.device else ():
+            value = Value(f"{step.name}.{work.name}", (work.num_bytes // 4,), "f32")
+            found[step.name, work.name] = Life(value, work.num_bytes, index, index)
+    return found
+
+
 def bytes_of(value: Value, most: dict[str, int]) -> int:
     """The largest that the value can be."""
     rows = 1
@@ -166,9 +182,13 @@ def check(lives: Sequence[Life], arena_bytes: int) -> None:
 
 
 def launches_of(
-    bucket: Bucket, buffers: Mapping[int, int], target: str, packed: Packed
+    bucket: Bucket,
+    buffers: Mapping[int, int],
+    target: str,
+    packed: Packed,
+    work: Mapping[tuple[str, str], int],
 ) -> list[dict[str, Any]]:
-    """buffers: id(value) -> the index of its buffer."""
+    """buffers: id(value) -> the index of its buffer; work: likewise what work_of() found."""
     layers = layers_of(bucket.graph.states, bucket.steps)
 
     def argument(step: Group, value: Value) -> dict[str, Any]:
@@ -187,6 +207,9 @@ def launches_of(
         stage = {} if (index := stage_of_step(step)) is None else {"stage": index}
         if step.group in BETWEEN_RANKS:
             launches.append({**launch_fields(step), "args": arguments} | stage)
+        elif step.name in bucket.device:
+            between = {name: index for (of, name), index in work.items() if of == step.name}
+            launches += device_launches(step, bucket.device[step.name], arguments, between)
         elif step.name in bucket.symbols:
             tokens = {"tokens": tokens_of(step)} if tokens_of(step) else {}
             launches.append(
@@ -194,6 +217,27 @@ def launches_of(
             )
         else:
             raise InternalError(f"select gave {step.name} no kernel for {target}")
+    return launches
+
+
+def device_launches(
+    step: Group, chosen: GpuStep, arguments: Sequence[dict[str, Any]], work: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """A launch a kernel, its arguments in the order of its parameters. arguments: those of the step."""
+    launches = []
+    for launch in chosen.launches:
+        kernel = launch.kernel
+        found: list[dict[str, Any]] = []
+        for param in kernel.params:
+            match param.kind:
+                case "arg":
+                    found.append(arguments[kernel.desc.index(param.name)])
+                case "batch":
+                    found.append({"batch": param.name})
+                case _:
+                    found.append({"buffer": work[param.name]})
+        found += [{"null": name} for name in SCRATCH]
+        launches.append({"kernel": kernel.symbol, "op": step.name, "grid": list(launch.grid), "args": found})
     return launches
 
 

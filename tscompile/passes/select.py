@@ -2,7 +2,8 @@
 
 Takes the fused build.graph and the options' targets (this machine's best if none is named). Gives
 build.targets: buckets, layouts, and kernels, a list of `Selected`, one a distinct description. All ranks run
-the same kernels, and steps of any number of tokens the same where they do the same.
+the same kernels, and steps of any number of tokens the same where they do the same; but on a GPU, where
+kernels are a list of `GpuKernel`, each bucket of tokens has its own tiles.
 """
 
 from __future__ import annotations
@@ -10,12 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tscompile.build import Bucket, Build, TargetBuild
+from tscompile.costs import sizes
+from tscompile.errors import CompileError
+from tscompile.ir import Group
 from tscompile.kernels.desc import KernelDesc
-from tscompile.kernels.groups import describe, layouts_of
+from tscompile.kernels.gpu.select import Rows
+from tscompile.kernels.gpu.select import choose as choose_gpu
+from tscompile.kernels.gpu.spec import GpuKernel
+from tscompile.kernels.gpu.target import GpuTarget
+from tscompile.kernels.groups import ROWS, describe, layouts_of
 from tscompile.kernels.host import best_target
 from tscompile.kernels.select import Tiling, choose
 from tscompile.kernels.steps import BETWEEN_RANKS, steps_of
-from tscompile.kernels.target import find_target
+from tscompile.kernels.target import Target, find_target
 
 
 @dataclass(frozen=True)
@@ -28,16 +36,48 @@ class Selected:
 
 def run(build: Build) -> None:
     steps = {tokens: steps_of(graph) for tokens, graph in build.buckets.items()}
+    for name in build.options.targets or (best_target(),):
+        target = find_target(name)
+        build.targets[name] = (
+            for_gpu(build, steps, target) if isinstance(target, GpuTarget) else for_cpu(build, steps, target)
+        )
+
+
+def for_cpu(build: Build, steps: dict[int, list[Group]], target: Target) -> TargetBuild:
+    """One kernel a description."""
     layouts = layouts_of([step for some in steps.values() for step in some])
     distinct: dict[str, KernelDesc] = {}
     buckets = {}
     for tokens, graph in build.buckets.items():
-        kernels = [step for step in steps[tokens] if step.group not in BETWEEN_RANKS]
-        descriptions = {step.name: describe(step, layouts) for step in kernels}
+        descriptions = {step.name: describe(step, layouts) for step in kernels_of(steps[tokens])}
         distinct |= {desc.symbol: desc for desc in descriptions.values()}
         symbols = {step: desc.symbol for step, desc in descriptions.items()}
         buckets[tokens] = Bucket(graph, steps[tokens], symbols)
-    for name in build.options.targets or (best_target(),):
-        target = find_target(name)
-        selected = [Selected(desc, choose(desc, target)) for desc in distinct.values()]
-        build.targets[name] = TargetBuild(name, dict(buckets), dict(layouts), selected)
+    selected = [Selected(desc, choose(desc, target)) for desc in distinct.values()]
+    return TargetBuild(target.name, buckets, layouts, selected)
+
+
+def for_gpu(build: Build, steps: dict[int, list[Group]], target: GpuTarget) -> TargetBuild:
+    """Kernels and grids for steps of 1, 2, 4, ... tokens. CompileError for what no kernel of the target
+    does."""
+    if build.mesh.num_ranks > 1:
+        raise CompileError(
+            f"{target.name}: a plan of {build.mesh.num_ranks} ranks ({build.mesh}) needs collectives on the "
+            "device, which there are not yet: build it for one rank"
+        )
+    layouts = layouts_of([step for some in steps.values() for step in some], product=ROWS)
+    buckets: dict[int, Bucket] = {}
+    distinct: dict[str, GpuKernel] = {}
+    for tokens in sizes(build.options.max_tokens):
+        of = min(most for most in build.buckets if most >= tokens)
+        rows = Rows(tokens, min(tokens, build.options.max_seqs))
+        described = {step.name: describe(step, layouts) for step in kernels_of(steps[of])}
+        chosen = {desc: choose_gpu(desc, target, rows) for desc in dict.fromkeys(described.values())}
+        distinct |= {x.kernel.symbol: x.kernel for step in chosen.values() for x in step.launches}
+        device = {name: chosen[desc] for name, desc in described.items()}
+        buckets[tokens] = Bucket(build.buckets[of], steps[of], device=device)
+    return TargetBuild(target.name, buckets, layouts, list(distinct.values()))
+
+
+def kernels_of(steps: list[Group]) -> list[Group]:
+    return [step for step in steps if step.group not in BETWEEN_RANKS]

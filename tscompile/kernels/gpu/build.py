@@ -27,6 +27,7 @@ from tscompile.kernels.gpu.cubin import Resources, parameters, resources
 from tscompile.kernels.gpu.emit import emit
 from tscompile.kernels.gpu.spec import GpuKernel
 from tscompile.kernels.gpu.target import GpuTarget
+from tscompile.layout import ALIGN
 
 WORKER = Path(__file__).resolve().parent / "worker.py"
 WORKER_BYTES = 1 << 30  # a worker and its ptxas at most: 0.35 GiB was the largest seen
@@ -87,13 +88,14 @@ def compile_all(
     CompileError if there is no Triton or the cache cannot be written; InternalError, with the compiler's
     words, if a kernel does not compile."""
     distinct, version = {kernel.symbol: kernel for kernel in kernels}, compilers(target)
+    sources = {symbol: emit(kernel) for symbol, kernel in distinct.items()}
     with _Workers(target, min(num_workers(), len(distinct))) as workers:
         folder = cache / "cubins"
         done = 0
 
         def one(kernel: GpuKernel) -> Compiled:
             job = {
-                "source": emit(kernel),
+                "source": sources[kernel.symbol],
                 "symbol": kernel.symbol,
                 "types": [param.type for param in kernel.params],
                 "num_warps": kernel.config.num_warps,
@@ -124,6 +126,23 @@ def compile_all(
                 "XDG_CACHE_HOME names another place for it"
             ) from error
     return found, version
+
+
+def library_of(compiled: Mapping[str, Compiled], target: GpuTarget) -> tuple[bytes, dict[str, Any]]:
+    """What the plan holds of kernels: their cubins, one after the other, each at a multiple of 64; and the
+    program's "kernels", by symbol (ARCHITECTURE.md, "GPU targets")."""
+    library, table = b"", {}
+    for symbol, made in sorted(compiled.items()):
+        table[symbol] = {
+            "offset": len(library),
+            "bytes": len(made.cubin),
+            "threads": 32 * made.num_warps,
+            "shared_bytes": made.shared_bytes,
+            "registers": made.resources.registers,
+            "params": parameters(made.cubin, symbol),
+        }
+        library += made.cubin + b"\0" * (-len(made.cubin) % ALIGN)
+    return library, table
 
 
 def compilers(target: GpuTarget) -> str:
