@@ -198,10 +198,11 @@ def _run(arguments: argparse.Namespace) -> int:
         print(json.dumps(summary) if arguments.json else _sentence(summary))
         return 0
     if arguments.command == "plan":
+        _say("loading torch")
         from tscompile import meshes
 
         load = meshes.Load(arguments.context, arguments.concurrency)
-        ranked = meshes.rank_meshes(arguments.model, arguments.gpus, arguments.target, load)
+        ranked = meshes.rank_meshes(arguments.model, arguments.gpus, arguments.target, load, say=_say)
         print(json.dumps(ranked) if arguments.json else meshes.text(ranked), end="")
         return 0
     from tscompile import explain, inspect

@@ -72,14 +72,14 @@ class _Around:
                 total += self._bring(value, wanted)
         for value, given in zip(op.outputs, strategy.gives, strict=True):
             total += sum(
-                self.search.bring(value, wanted, (given,))[0] for wanted in self.read.get(id(value), ())
+                self.search.bring(value, wanted, (given,)) for wanted in self.read.get(id(value), ())
             )
         return total
 
     def _bring(self, value: Value, wanted: Placement) -> float:
         """From where it is made; a weight is made wherever it is wanted."""
         have = () if isinstance(value, Weight) else (value.placement[self.index],)
-        return self.search.bring(value, wanted, have)[0]
+        return self.search.bring(value, wanted, have)
 
 
 def told(strategy: Strategy) -> dict[str, str]:

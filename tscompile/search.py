@@ -9,35 +9,79 @@ of a model, from the second or third on.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from functools import cache
+from operator import itemgetter
+from typing import Any, TypeAlias, cast
 
 from tscompile.errors import CompileError
-from tscompile.ir import Attr, Graph, Op, Value, Weight
-from tscompile.mesh import by_sequence
+from tscompile.ir import Graph, Op, Value, Weight
+from tscompile.mesh import by_position, by_sequence
 from tscompile.placement import Owned, Partial, Placement, Replicate, Shard
 from tscompile.price import Prices, collective_of
 from tscompile.recipe import checkpoint_names
-from tscompile.sharding import Strategy, Taken, chosen, rule_of, strategies
+from tscompile.segments import NONE, Segment, Segments, sorted_attrs
+from tscompile.sharding import Strategy, Taken, boundary_on, chosen, rule_of, strategies
 
-MAX_STATES = 64  # kept after each op, the cheapest
-CROSSING = 0  # in a segment's own states: the value that came into it, or leaves it
+MAX_STATES = 256  # kept after each op, the cheapest
+NOISE_S = 1e-12  # of sums of costs
+CROSSING = NONE  # in a solved segment: the value that came into it, or leaves it
 
-# id(live value) -> every placement that it has been brought to so far. After one op the values of all states
-# are the same, in the same order; between segments they are sorted, so that equal states are equal
-State: TypeAlias = tuple[tuple[int, tuple[Placement, ...]], ...]
-# What came of a segment: (its last state, cost, which of the states before it led there, its ops' strategies)
-Ends: TypeAlias = list[tuple[State, float, State, tuple[Strategy, ...]]]
+Live: TypeAlias = tuple[str, ...]  # values that have been brought somewhere and are read again, by their repr
+State: TypeAlias = tuple[int, ...]  # of each of them, all that it has been brought to so far: a number, below
+Picker: TypeAlias = Callable[[tuple[Any, ...]], tuple[Any, ...]]  # some items of a tuple
+# A strategy's own cost, it, and the numbers of what it takes and gives
+Priced: TypeAlias = tuple[float, Strategy, State, State]
+Ways: TypeAlias = dict[State, tuple[float, Strategy, State]]  # cost so far, the last op's strategy, before it
+
+# Places that one value has been brought to <-> their number: states are compared and hashed a great deal
+_places: list[tuple[Placement, ...]] = []
+_numbers: dict[tuple[Placement, ...], int] = {}
+
+
+def number_of(places: tuple[Placement, ...]) -> int:
+    if places not in _numbers:
+        _numbers[places] = len(_places)
+        _places.append(places)
+    return _numbers[places]
+
+
+NOWHERE = number_of(())
 
 
 @dataclass(frozen=True)
-class Path:
-    """A way to place the ops so far: what it costs, the last ops' strategies, and the path before them."""
+class Solved:
+    """What came of a segment. ends: a last state -> cost, the state before the segment that led there, its
+    ops' strategies."""
 
-    cost: float
-    strategies: tuple[Strategy, ...] = ()
-    before: Path | None = None
+    live: Live
+    ends: dict[State, tuple[float, State, tuple[Strategy, ...]]]
+
+
+@dataclass(frozen=True)
+class Before:
+    """Where a segment begins. costs: of the states there, over the cheapest one's. best: of the path that was
+    found to be the cheapest in the end."""
+
+    live: Live
+    costs: dict[State, float]
+    best: State
+
+    def recurs_in(self, later: Before) -> bool:
+        """Whether further segments like those between here and there would be placed like them, however many
+        they are. They would, where no state has come nearer to the path's own: costs that are nowhere less
+        lead to costs that are nowhere less, and the path's would stay as they are."""
+        own = later.costs[later.best] - self.costs[self.best]
+        if (self.live, self.best) != (later.live, later.best) or abs(own) > NOISE_S:
+            return False
+        return all(
+            any(covers(other, state) and self.costs[other] <= cost + NOISE_S for other in self.costs)
+            for state, cost in later.costs.items()
+        )
+
+
+Known: TypeAlias = dict[object, Solved]  # by what a segment is; for searches at the same prices
 
 
 @dataclass(frozen=True)
@@ -99,138 +143,140 @@ class Search:
         earlier: Earlier | None = None,
         *,
         pinned: bool = False,
+        known: Known | None = None,
     ) -> None:
-        """pinned: weights and KV caches stay where they are."""
+        """pinned: weights and KV caches stay where they are. known: what other searches have solved, at the
+        same prices and on graphs of the same model."""
         self.graph, self.axis, self.ranks, self.prices = graph, axis, ranks, prices
         self.earlier = earlier or Earlier()
         self.index = graph.mesh.names.index(axis)
         self.pinned = pinned
+        self.known = {} if known is None else known
         self.cost = math.inf  # of what best() found
+        self.found: list[Strategy] = []  # by best(): one an op
+        self.passed: list[Before] = []  # and where each segment began
         self.solved = 0  # segments that were not like one before
-        self.first_use: dict[int, int] = {}
-        self.last_use: dict[int, int] = {}
-        for i, op in enumerate(graph.ops):
-            for value in op.inputs:
-                self.first_use.setdefault(id(value), i)
-                self.last_use[id(value)] = i
-        self.last_use.update({id(v): len(graph.ops) for v in graph.outputs})
+        self.segments = Segments(graph)
+        self.last_use = self.segments.last_use
         self.made_by = {id(v): op for op in graph.ops for v in op.outputs}
-        self.brought: dict[
-            tuple[int, tuple[Placement, ...], Placement], tuple[float, tuple[Placement, ...]]
-        ] = {}
+        self.brought: dict[tuple[str, int, int], tuple[float, int]] = {}
 
     def best(self) -> list[Strategy]:
         """One strategy an op, the cheapest together. CompileError if there is none."""
-        paths: dict[State, Path] = {(): Path(0.0)}
-        known: dict[object, Ends] = {}
-        for start, stop, comes, leaves in self._segments():
-            base = min(path.cost for path in paths.values())
-            before = {renamed(s, comes, CROSSING): round(p.cost - base, 15) for s, p in paths.items()}
-            key = (self._signature(start, stop, comes), tuple(sorted(before.items(), key=str)))
-            if key not in known:
-                known[key] = self._solve(start, stop, before, comes, leaves)
-            of = {renamed(s, comes, CROSSING): p for s, p in paths.items()}
-            paths = {
-                renamed(end, CROSSING, leaves): Path(base + cost, found, of[origin])
-                for end, cost, origin, found in known[key]
-            }
-        self.solved = len(known)
-        costs = [(p.cost + self._outputs_cost(state), i) for i, (state, p) in enumerate(paths.items())]
+        live, totals = Live(), {State(): 0.0}
+        chain, starts = list[Solved](), list[tuple[Live, dict[State, float]]]()
+        asked = (by_sequence(self.axis), by_position(self.axis), self.ranks, self.pinned)
+        for segment in self.segments.all():
+            base = min(totals.values())
+            before = {state: round(cost - base, 15) for state, cost in totals.items()}
+            live = renamed(live, segment.comes, CROSSING)
+            signature = self.segments.signature(segment, self._of_value, self._of_op)
+            key = (asked, signature, live, frozenset(before.items()))
+            if key not in self.known:
+                self.known[key] = self._solve(segment, live, before)
+                self.solved += 1
+            chain.append(self.known[key])
+            starts.append((live, before))
+            live = renamed(chain[-1].live, CROSSING, segment.leaves)
+            totals = {state: base + cost for state, (cost, *_) in chain[-1].ends.items()}
+        costs = [
+            (cost + self._outputs_cost(live, state), i) for i, (state, cost) in enumerate(totals.items())
+        ]
         self.cost, index = min(costs)
-        path: Path | None = list(paths.values())[index]
-        chunks = []
-        while path is not None:
-            chunks.append(path.strategies)
-            path = path.before
-        return [strategy for chunk in reversed(chunks) for strategy in chunk]
+        state, chunks = list(totals)[index], list[tuple[Strategy, ...]]()
+        for solved, (live, before) in zip(reversed(chain), reversed(starts), strict=True):
+            _, state, strategies = solved.ends[state]
+            chunks.append(strategies)
+            self.passed.insert(0, Before(live, before, state))
+        self.found = [strategy for chunk in reversed(chunks) for strategy in chunk]
+        return self.found
 
     # --- segments ---
 
-    def _segments(self) -> list[tuple[int, int, int, int]]:
-        """(start, stop, id of the value that comes in, of the one that leaves), 0 for none."""
-        segments, live, start, comes = [], dict[int, int](), 0, 0
-        for i, op in enumerate(self.graph.ops):
-            live.update({id(v): self.last_use.get(id(v), -1) for v in op.outputs})
-            live = {v: last for v, last in live.items() if last > i}
-            if len(live) <= 1 or i == len(self.graph.ops) - 1:
-                leaves = next(iter(live), 0) if len(live) == 1 else 0
-                segments.append((start, i + 1, comes, leaves))
-                start, comes = i + 1, leaves
-        return segments
+    def _of_value(self, value: Value) -> object:
+        return self.earlier.parts(value), self._pin(value), id(value) in self.earlier.moved
 
-    def _signature(self, start: int, stop: int, comes: int) -> object:
-        """Equal for two segments that are alike: ops, attrs, types, who reads what, what earlier axes did."""
-        labels: dict[int, object] = {comes: "in"}
+    def _of_op(self, op: Op) -> object:
+        said = boundary_on(op, self.axis) if op.kind == "boundary" else sorted_attrs(op)
+        return said, self.earlier.op(op)
 
-        def label(value: Value) -> object:
-            alone = self.first_use[id(value)] >= start and self.last_use[id(value)] < stop
-            if id(value) not in labels:
-                labels[id(value)] = len(labels) if alone else id(value)
-            pin, moved = self._pin(value), id(value) in self.earlier.moved
-            return labels[id(value)], value.shape, value.dtype, self.earlier.parts(value), pin, moved
-
-        lines = []
-        for op in self.graph.ops[start:stop]:
-            attrs: list[tuple[str, Attr]] = sorted((k, v) for k, v in op.attrs.items() if k != "module")
-            takes = tuple(label(v) for v in op.inputs)
-            for value in op.outputs:
-                labels[id(value)] = ("made", len(labels))
-            gives = tuple(
-                (labels[id(v)], v.shape, v.dtype, self.last_use.get(id(v), -1) >= stop, self.earlier.parts(v))
-                for v in op.outputs
-            )
-            lines.append((op.kind, tuple(attrs), takes, gives, self.earlier.op(op)))
-        return tuple(lines)
-
-    def _solve(self, start: int, stop: int, before: dict[State, float], comes: int, leaves: int) -> Ends:
-        roots = {renamed(s, CROSSING, comes): Path(cost) for s, cost in before.items()}
-        origin = {id(path): renamed(s, comes, CROSSING) for s, path in roots.items()}
-        paths = roots
-        for index in range(start, stop):
-            paths = self._step(index, paths)
-        ends: Ends = []
-        for state, last in without_dominated(paths).items():
-            found, path = [], last
-            while path.before is not None:
-                found.append(path.strategies[0])
-                path = path.before
-            ends.append((renamed(state, leaves, CROSSING), last.cost, origin[id(path)], tuple(found[::-1])))
-        return ends
+    def _solve(self, segment: Segment, live: Live, before: dict[State, float]) -> Solved:
+        """live, before: where what it reads lies, the crossing value under that name."""
+        live = renamed(live, CROSSING, segment.comes)
+        steps: list[Ways] = []
+        costs = before
+        for index in range(segment.start, segment.stop):
+            live, ways = self._step(index, live, costs)
+            steps.append(ways)
+            costs = {state: cost for state, (cost, *_) in ways.items()}
+        live = renamed(live, segment.leaves, CROSSING)
+        order = sorted(range(len(live)), key=live.__getitem__)  # so that equal states are equal
+        pick, ends = picker(order), {}
+        for last, cost in without_dominated(costs).items():
+            state, found = last, list[Strategy]()
+            for ways in reversed(steps):
+                _, strategy, state = ways[state]
+                found.append(strategy)
+            ends[pick(last)] = cost, state, tuple(reversed(found))
+        return Solved(tuple(live[i] for i in order), ends)
 
     # --- one op ---
 
-    def _step(self, index: int, paths: dict[State, Path]) -> dict[State, Path]:
+    def _step(self, index: int, live: Live, costs: dict[State, float]) -> tuple[Live, Ways]:
+        """What is live after the op, and the cheapest way to each state that it leads to."""
         op = self.graph.ops[index]
-        options = [(s, self.op_cost(op, s)) for s in self.options(op)]
-        inputs = {id(v) for v in op.inputs}
-        ways: dict[State, list[tuple[float, Strategy, State]]] = {}  # by where the inputs lie
-        after: dict[State, Path] = {}
-        for state, path in paths.items():
-            here = tuple(item for item in state if item[0] in inputs)
-            others = tuple(item for item in state if item[0] not in inputs and self.last_use[item[0]] > index)
-            if here not in ways:
-                found = (self._way(index, dict(here), strategy, own) for strategy, own in options)
-                ways[here] = [way for way in found if way[0] < math.inf]
-            for cost, strategy, reached in ways[here]:
-                key = (*others, *reached)
-                if key not in after or path.cost + cost < after[key].cost:
-                    after[key] = Path(path.cost + cost, (strategy,), path)
+        reads = dict.fromkeys(repr(v) for v in op.inputs)
+        here = [i for i, name in enumerate(live) if name in reads]
+        others = [i for i, name in enumerate(live) if name not in reads and self.last_use[name] > index]
+        touched = [*(live[i] for i in here), *(name for name in reads if name not in live)]
+        touched += [repr(v) for v in op.outputs]
+        stay = picker([i for i, name in enumerate(touched) if self.last_use.get(name, -1) > index])
+        of_inputs, of_others, options = picker(here), picker(others), self._priced(op)
+        known: dict[State, list[tuple[float, Strategy, State]]] = {}  # by where the inputs lie
+        after: Ways = {}
+        for state, cost in costs.items():
+            inputs, rest = of_inputs(state), of_others(state)
+            if inputs not in known:
+                known[inputs] = self._ways(
+                    op, dict(zip((live[i] for i in here), inputs, strict=True)), options, stay
+                )
+            for more, strategy, reached in known[inputs]:
+                key = rest + reached
+                if key not in after or cost + more < after[key][0]:
+                    after[key] = cost + more, strategy, state
         if not after:
-            raise CompileError(self._no_way(op, list(paths)), op.source)
-        if len(after) <= MAX_STATES:
-            return after
-        return dict(sorted(after.items(), key=lambda item: item[1].cost)[:MAX_STATES])
+            raise CompileError(self._no_way(op, live, list(costs)), op.source)
+        if len(after) > MAX_STATES:
+            after = dict(sorted(after.items(), key=lambda item: item[1][0])[:MAX_STATES])
+        return (*(live[i] for i in others), *stay(tuple(touched))), after
 
-    def _way(
-        self, index: int, live: dict[int, tuple[Placement, ...]], strategy: Strategy, cost: float
-    ) -> tuple[float, Strategy, State]:
-        """(cost, the strategy, where the op's inputs and outputs lie then, those that are read again)."""
-        op = self.graph.ops[index]
-        for value, wanted in zip(op.inputs, strategy.takes, strict=True):
-            more, live[id(value)] = self.bring(value, wanted, live.get(id(value), ()))
-            cost += more
-        live |= {id(v): (given,) for v, given in zip(op.outputs, strategy.gives, strict=True)}
-        return cost, strategy, tuple((v, p) for v, p in live.items() if self.last_use.get(v, -1) > index)
+    def _priced(self, op: Op) -> list[Priced]:
+        return [
+            (
+                self.op_cost(op, strategy),
+                strategy,
+                tuple(number_of((placement,)) for placement in strategy.takes),
+                tuple(number_of((placement,)) for placement in strategy.gives),
+            )
+            for strategy in self.options(op)
+        ]
+
+    def _ways(
+        self, op: Op, here: dict[str, int], options: list[Priced], stay: Picker
+    ) -> list[tuple[float, Strategy, State]]:
+        """(cost, strategy, where the op's inputs and outputs lie then, those that are read again): the
+        cheapest to each such state. here: where its inputs lie."""
+        found: Ways = {}
+        for own, strategy, takes, gives in options:
+            cost, lies = own, dict(here)
+            for value, wanted in zip(op.inputs, takes, strict=True):
+                more, lies[repr(value)] = self._bring(value, wanted, lies.get(repr(value), NOWHERE))
+                cost += more
+            lies.update((repr(v), given) for v, given in zip(op.outputs, gives, strict=True))
+            reached = stay(tuple(lies.values()))
+            if cost < math.inf and (reached not in found or cost < found[reached][0]):
+                found[reached] = cost, strategy, reached
+        return list(found.values())
 
     def options(self, op: Op) -> list[Strategy]:
         """What the search may choose from."""
@@ -273,14 +319,16 @@ class Search:
         own = self.ranks if strategy.factor else 1
         return self.prices.op(op, parts * own, held * (own if cut else 1))
 
-    def bring(
-        self, value: Value, wanted: Placement, have: tuple[Placement, ...]
-    ) -> tuple[float, tuple[Placement, ...]]:
-        """The cost of having `value` as `wanted` where it has been brought to `have` so far, and what that
-        becomes."""
-        key = (id(value), have, wanted)
+    def bring(self, value: Value, wanted: Placement, have: tuple[Placement, ...]) -> float:
+        """The cost of having `value` as `wanted` where it has been brought to `have` so far."""
+        return self._bring(value, number_of((wanted,)), number_of(have))[0]
+
+    def _bring(self, value: Value, wanted: int, have: int) -> tuple[float, int]:
+        """That, and what it has been brought to then."""
+        key = (repr(value), wanted, have)
         if key not in self.brought:
-            self.brought[key] = self._brought(value, wanted, have)
+            cost, places = self._brought(value, _places[wanted][0], _places[have])
+            self.brought[key] = cost, number_of(places)
         return self.brought[key]
 
     def _brought(
@@ -300,18 +348,21 @@ class Search:
         cost = self.prices.move(value, source, wanted, self.ranks, parts)
         return cost, (source, *sorted((*others, wanted), key=str))
 
-    def _outputs_cost(self, state: State) -> float:
-        live = dict(state)
-        return sum(self.bring(v, Replicate(), live.get(id(v), ()))[0] for v in self.graph.outputs)
+    def _outputs_cost(self, live: Live, state: State) -> float:
+        lies = dict(zip(live, state, strict=True))
+        return sum(
+            self.bring(v, Replicate(), _places[lies.get(repr(v), NOWHERE)]) for v in self.graph.outputs
+        )
 
     # --- why not ---
 
-    def _no_way(self, op: Op, states: Sequence[State]) -> str:
+    def _no_way(self, op: Op, live: Live, states: Sequence[State]) -> str:
         """Which input keeps the op from being placed: where it lies, where it comes from, what is wanted, and
         what would be legal."""
         said = f"{op.kind} -> {op.outputs[0]!r} cannot be placed on {self.axis}={self.ranks}"
         for index, value in enumerate(op.inputs):
-            found = {p for s in states for p in dict(s).get(id(value), (Replicate(),))[:1]}
+            lies = [_places[s[live.index(repr(value))]] for s in states] if repr(value) in live else [()]
+            found = {places[0] if places else Replicate() for places in lies}
             wanted = dict.fromkeys(s.takes[index] for s in self.options(op))
             if isinstance(value, Weight) or any(collective_of(f, w) for f in found for w in wanted):
                 continue
@@ -329,28 +380,37 @@ class Search:
         return [Replicate(), *(Shard(dim) for dim in dims)]
 
 
-def without_dominated(paths: dict[State, Path]) -> dict[State, Path]:
+def without_dominated(costs: dict[State, float]) -> dict[State, float]:
     """Without the states that another makes needless: one where the same values come from the same
-    placements, brought to all of these and maybe to more, at no greater cost."""
-
-    def covers(a: State, b: State) -> bool:
-        return len(a) == len(b) and all(
-            v == w and have[0] == want[0] and set(have) >= set(want)
-            for (v, have), (w, want) in zip(a, b, strict=True)
-        )
-
-    kept: dict[State, Path] = {}
-    for state, path in sorted(
-        paths.items(), key=lambda item: (item[1].cost, -sum(len(p) for _, p in item[0]))
-    ):
+    placements, brought to all of these and maybe to more, at no greater cost. The cheapest first."""
+    kept: dict[State, float] = {}
+    for state in sorted(costs, key=lambda s: (costs[s], -sum(len(_places[place]) for place in s))):
         if not any(covers(better, state) for better in kept):
-            kept[state] = path
+            kept[state] = costs[state]
     return kept
 
 
-def renamed(state: State, old: int, new: int) -> State:
-    """The state with one value under another id, sorted."""
-    return tuple(sorted((new if value == old else value, placements) for value, placements in state))
+def covers(one: State, other: State) -> bool:
+    """Whether each value comes from the same placement, and has been brought to all that it has in the
+    other."""
+    return all(map(_covers, one, other))
+
+
+@cache
+def _covers(one: int, other: int) -> bool:
+    have, want = _places[one], _places[other]
+    return have[:1] == want[:1] and set(have) >= set(want)
+
+
+def renamed(live: Live, old: str, new: str) -> Live:
+    return tuple(new if name == old else name for name in live)
+
+
+def picker(positions: Sequence[int]) -> Picker:
+    """What takes these of a state's numbers, in this order."""
+    if len(positions) > 1:
+        return cast(Picker, itemgetter(*positions))
+    return (lambda state: (state[positions[0]],)) if positions else (lambda _: ())
 
 
 def _either(placements: Sequence[Placement] | set[Placement] | dict[Placement, None]) -> str:

@@ -179,8 +179,8 @@ def _sharded(op: Op, rule: Rule, factor: str) -> Strategy:
 def _at_boundary(op: Op, axis: str, ranks: int, tokens: bool) -> list[Placement]:
     """What the author said, of features: where that is Replicate, which ranks own which tokens is left to
     the search."""
-    text = dict(part.split(":") for part in str(op.attrs["placements"]).split())
-    placement, dims = parse_placement(text.get(axis, "R")), op.inputs[0].shape
+    text = _said(op)
+    placement, dims = parse_placement(boundary_on(op, axis)), op.inputs[0].shape
     if isinstance(placement, Shard):
         _check_shard(op, axis, ranks, placement, dims)
         twice = [other for other, said in text.items() if said == str(placement) and other != axis]
@@ -193,6 +193,15 @@ def _at_boundary(op: Op, axis: str, ranks: int, tokens: bool) -> list[Placement]
     if placement == Replicate() and tokens and TOKENS in dims:
         return [placement, Shard(dims.index(TOKENS))]
     return [placement]
+
+
+def boundary_on(op: Op, axis: str) -> str:
+    """The placement on the axis that a boundary's author said, as text."""
+    return _said(op).get(axis, str(Replicate()))
+
+
+def _said(op: Op) -> dict[str, str]:
+    return dict(part.split(":") for part in str(op.attrs["placements"]).split())
 
 
 def _check_shard(op: Op, axis: str, ranks: int, placement: Shard, dims: Shape) -> None:

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from checkpoints import BASE, MOE
 
-from tscompile import cli, meshes
+from tscompile import cli, meshes, models
+from tscompile.build import Build, Options
+from tscompile.layers import Folded, Layers
+from tscompile.mesh import Mesh
+from tscompile.passes import canonicalize, context, expand, fit, precision, propagate
+from tscompile.passes.capture import traced
+from tscompile.price import Prices
+from tscompile.search import settled
 
 LARGE = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -103,3 +110,48 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["topology"] == "h200"
     assert cli.main([*arguments[:-1], "sm_70"]) == 2
     assert "known are cpu-amx" in capsys.readouterr().err
+
+
+def test_few_layers_stand_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report is that of every layer placed: over each axis, over two, and in stages."""
+    values = {**BASE, **MOE, "architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 14}
+    values |= {"num_attention_heads": 8, "mlp_only_layers": [1]}
+    asked = ({"tp": 4}, {"dp": 2, "ep": 2}, {"dp": 2, "cp": 2}, {"pp": 2, "tp": 2})
+    monkeypatch.setattr(meshes, "meshes", lambda *_: [Mesh(tuple(mesh.items())) for mesh in asked])
+    folder, load = config(tmp_path, **values), meshes.Load(4096, 16)
+    few = meshes.rank_meshes(folder, 4, "sm_90a", load)
+
+    def whole(layers: Layers, firsts: list[int], _: int) -> Folded:
+        assert len(fold(layers, firsts).graph.ops) < 0.8 * len(layers.graph.ops)
+        return fold(layers, firsts, len(layers.graph.ops))
+
+    fold = Layers.fold
+    monkeypatch.setattr(meshes.Layers, "fold", whole)
+    for found, wanted in zip(
+        few["meshes"], meshes.rank_meshes(folder, 4, "sm_90a", load)["meshes"], strict=True
+    ):
+        assert found["stages"] == [pytest.approx(stage) for stage in wanted["stages"]]
+        assert found["notes"] == wanted["notes"]
+        figures = {key: value for key, value in wanted.items() if key not in ("stages", "notes", "mesh")}
+        assert {key: found[key] for key in figures} == pytest.approx(figures)
+        assert found["mesh"] == wanted["mesh"]
+
+
+@pytest.mark.parametrize("axis", ["tp", "dp", "cp"])
+def test_a_step_takes_what_the_build_would_price(axis: str, tmp_path: Path) -> None:
+    """What the search of a whole build adds up is the predicted step, and the price of holding weights."""
+    load = meshes.Load(context=4096, sequences=32)
+    folder = config(tmp_path, num_hidden_layers=8)
+    report = meshes.rank_meshes(folder, 2, "sm_100a", load)
+    (row,) = (row for row in report["meshes"] if row["mesh"] == {axis: 2})
+    options = Options(models.find_for(folder), folder, targets=("sm_100a",), dtype="bf16")
+    mesh = Mesh(((axis, 2),))
+    builder, *_ = traced(options, json.loads((folder / "config.json").read_text()), mesh)
+    build = Build(options, None, mesh, builder.graph)  # type: ignore[arg-type]
+    for step in (expand, precision, canonicalize, context, fit):
+        step.run(build)
+    prices = Prices.of("sm_100a", load.sequences, load.sequences, load.context)
+    (search,) = propagate.place(build, prices)
+    cut = settled(build.graph, 1)
+    held = sum(prices.resident(weight, cut.parts(weight)) for weight in build.graph.weights)
+    assert row["decode_s"] == pytest.approx(search.cost - held)

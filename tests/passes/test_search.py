@@ -17,6 +17,7 @@ from tscompile.mesh import token_starts
 from tscompile.passes import collectives, localize, propagate, reshard
 from tscompile.price import Prices
 from tscompile.search import Search
+from tscompile.segments import Segments
 from tscompile.topology import Algorithm, Link, known_targets, topology_of
 from tscompile.verify import verify
 
@@ -47,7 +48,7 @@ def test_solving_once_finds_what_solving_each_does(monkeypatch: pytest.MonkeyPat
     once = Search(graph, "tp", 4, prices)
     found = once.best()
     fresh = count()
-    monkeypatch.setattr(Search, "_signature", lambda *_: next(fresh))
+    monkeypatch.setattr(Segments, "signature", lambda *_: next(fresh))
     each = Search(graph, "tp", 4, prices)
     assert each.best() == found
     assert each.cost == pytest.approx(once.cost, rel=1e-9)

@@ -95,7 +95,8 @@ def test_partition_is_the_best_of_all(seed: int) -> None:
 
     every = [(0, *rest) for rest in itertools.combinations(range(1, count), parts - 1)]
     best = min((max(costs(s)), sum(c * c for c in costs(s))) for s in every)
-    found = costs(tuple(stages.partition(count, parts, cost)))
+    starts = stages.partition(count, parts, lambda i: [cost(i, j) for j in range(i + 1, count + 1)])
+    found = costs(tuple(starts))
     assert (max(found), sum(c * c for c in found)) == best
 
 

@@ -16,22 +16,23 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tscompile.build import Build, Options
-from tscompile.ir import Graph, Weight, replicated
+from tscompile.ir import Graph, Op, Weight, replicated
 from tscompile.mesh import by_stage
 from tscompile.placement import Placement, Replicate, Stage
 from tscompile.price import Prices
 from tscompile.reasons import reasons
 from tscompile.recipe import checkpoint_names
-from tscompile.search import Search, settled
+from tscompile.search import Known, Search, settled
 from tscompile.sharding import Strategy
 
 
 def run(build: Build) -> None:
     if build.mesh.num_ranks > 1:
-        place(build, prices_of(build.options))
+        searches = place(build, prices_of(build.options))
+        build.notes += [note for search in searches for note in whole_weights(search)]
         place_buckets(build)
     else:
         for value in build.graph.values():
@@ -46,18 +47,18 @@ def prices_of(options: Options) -> Prices:
     return Prices.of(target, options.tokens or options.max_tokens, options.max_seqs)
 
 
-def place(build: Build, prices: Prices) -> float:
-    """Sets every placement. The predicted seconds of a step, as the last axis was priced."""
-    graph, cost = build.graph, 0.0
+def place(build: Build, prices: Prices, known: Known | None = None) -> list[Search]:
+    """Sets every placement. The searches, of one axis after the other. known: as they share it with others
+    at the same prices."""
+    graph, searches = build.graph, list[Search]()
     for value in graph.values():
         value.placement = value.placement or replicated(graph.mesh)
     for index, (axis, ranks) in enumerate(graph.mesh.axes):
         if ranks > 1 and not by_stage(axis):
-            search = Search(graph, axis, ranks, prices, settled(graph, index))
-            found, cost = search.best(), search.cost
-            assign(graph, index, found)
-            build.notes += _replicated_weights(graph, axis, ranks, found, prices)
-    return cost
+            search = Search(graph, axis, ranks, prices, settled(graph, index), known=known)
+            assign(graph, index, search.best())
+            searches.append(search)
+    return searches
 
 
 def place_buckets(build: Build) -> None:
@@ -91,19 +92,19 @@ def _prices_at(options: Options, tokens: int) -> Prices:
     return prices_of(dataclasses.replace(options, tokens=tokens))
 
 
-def replace(graph: Graph, prices: Prices) -> float:
-    """Places a placed graph anew, but for its weights and KV caches. The predicted seconds of a step."""
-    cost = 0.0
+def replace(graph: Graph, prices: Prices, known: Known | None = None) -> list[Search]:
+    """Places a placed graph anew, but for its weights and KV caches. The searches, as `place`'s."""
+    searches: list[Search] = []
     searched = [(i, axis, n) for i, (axis, n) in enumerate(graph.mesh.axes) if n > 1 and not by_stage(axis)]
     for value in graph.values():
         if not isinstance(value, Weight) and not value.state:
             for index, *_ in searched:
                 value.placement = _with(value.placement, index, Replicate())
     for index, axis, ranks in searched:
-        search = Search(graph, axis, ranks, prices, settled(graph, index), pinned=True)
+        search = Search(graph, axis, ranks, prices, settled(graph, index), pinned=True, known=known)
         assign(graph, index, search.best())
-        cost = search.cost
-    return cost
+        searches.append(search)
+    return searches
 
 
 def alike(one: Graph, other: Graph) -> bool:
@@ -146,19 +147,16 @@ def _with(placement: tuple[Placement, ...], index: int, new: Placement) -> tuple
     return (*placement[:index], new, *placement[index + 1 :])
 
 
-def _replicated_weights(
-    graph: Graph, axis: str, ranks: int, found: Sequence[Strategy], prices: Prices
-) -> list[str]:
-    """A note if matrices that are multiplied lie whole on every rank."""
+def whole_weights(search: Search, count: Callable[[Op], int] = lambda _: 1) -> list[str]:
+    """A note if matrices that are multiplied lie whole on every rank. count: how many ops one stands for."""
     whole = [
-        f"{value.name} {list(value.shape)}"
-        for op, strategy in zip(graph.ops, found, strict=True)
+        (f"{value.name} {list(value.shape)}", count(op))
+        for op, strategy in zip(search.graph.ops, search.found, strict=True)
         for value in op.inputs
         if isinstance(value, Weight) and len(value.shape) > 1
-        if not strategy.factor and prices.is_product(op)
+        if not strategy.factor and search.prices.is_product(op)
     ]
-    return (
-        [f"{axis}={ranks}: every rank holds {', '.join(whole[:3])} whole ({len(whole)} weights)"]
-        if whole
-        else []
-    )
+    if not whole:
+        return []
+    names, number = ", ".join(name for name, _ in whole[:3]), sum(count for _, count in whole)
+    return [f"{search.axis}={search.ranks}: every rank holds {names} whole ({number} weights)"]

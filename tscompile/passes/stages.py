@@ -8,13 +8,15 @@ counted. A weight that several stages read is there once for each. Without such 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tscompile.build import Build
 from tscompile.errors import CompileError
 from tscompile.ir import Graph, Op, Sym, Value, Weight, replicated
+from tscompile.mesh import Mesh
 from tscompile.passes import propagate
 from tscompile.placement import Placement, Replicate, Stage
 from tscompile.price import Prices
@@ -40,32 +42,58 @@ def cut(graph: Graph, prices: Prices) -> list[dict[str, object]]:
     """Sets every placement on the axis of stages. A row a stage: its first and last value and its predicted
     microseconds in a step of so many tokens, as on one rank of the other axes. CompileError if the ops cannot
     be cut into so many."""
-    index = graph.mesh.stage_axis
-    axis, ranks = graph.mesh.axes[index]
     pieces = pieces_of(graph, prices)
+    starts, seconds = starts_of(graph, graph.mesh, pieces, prices)
+    put(graph, first_ops(pieces, starts))
+    rows, tokens = list[dict[str, object]](), dict(prices.sizes)["T"]
+    for stage, of_stage in enumerate(seconds):
+        ops = [op for piece in pieces[starts[stage] : [*starts, None][stage + 1]] for op in piece.ops]
+        us = round(of_stage * 1e6, 2)
+        rows.append({"stage": stage, "first": ops[0].name, "last": ops[-1].name, "us": us, "tokens": tokens})
+    return rows
+
+
+def starts_of(
+    graph: Graph, mesh: Mesh, pieces: Sequence[Piece], prices: Prices
+) -> tuple[Sequence[int], list[float]]:
+    """The first piece of each stage of the mesh, and the stages' seconds."""
+    axis, ranks = mesh.axes[mesh.stage_axis]
     if len(pieces) < ranks:
         raise CompileError(
             f"{axis}={ranks}: {graph.name} can be cut into {len(pieces)} stages at most, as it has "
             f"{len(pieces) - 1} places between its ops where one value alone crosses: {axis} can be 1 to "
             f"{len(pieces)}"
         )
+    sends = [sum(prices.send(value, mesh.num_ranks) for value in piece.leaves) for piece in pieces]
 
-    def seconds(first: int, stop: int) -> float:
-        sends = sum(prices.send(value, graph.mesh.num_ranks) for value in pieces[stop - 1].leaves)
-        return sum(piece.seconds for piece in pieces[first:stop]) + sends
+    def seconds(first: int) -> Iterator[float]:
+        """Of a stage from `first` on, that ends after one piece, two, ..."""
+        total = itertools.accumulate(piece.seconds for piece in pieces[first:])
+        return (own + send for own, send in zip(total, sends[first:], strict=True))
 
     starts = partition(len(pieces), ranks, seconds)
-    ends = [*starts[1:], len(pieces)]
+    sizes = [stop - first for first, stop in itertools.pairwise([*starts, len(pieces)])]
+    return starts, [
+        next(itertools.islice(seconds(first), size - 1, None))
+        for first, size in zip(starts, sizes, strict=True)
+    ]
+
+
+def first_ops(pieces: Sequence[Piece], starts: Sequence[int]) -> list[int]:
+    """Of the pieces that are the starts-th: where in the graph their first ops are."""
+    return [sum(len(piece.ops) for piece in pieces[:start]) for start in starts]
+
+
+def put(graph: Graph, firsts: Sequence[int]) -> None:
+    """Sets every placement on the axis of stages, whose first ops are the firsts-th."""
+    index, stage = graph.mesh.stage_axis, -1
     for value in graph.values():
         value.placement = replicated(graph.mesh)
-    found, rows, tokens = [], list[dict[str, object]](), dict(prices.sizes)["T"]
-    for stage, (first, stop) in enumerate(zip(starts, ends, strict=True)):
-        ops = [op for piece in pieces[first:stop] for op in piece.ops]
-        found += [_on(op, Stage(stage)) for op in ops]
-        us = round(seconds(first, stop) * 1e6, 2)
-        rows.append({"stage": stage, "first": ops[0].name, "last": ops[-1].name, "us": us, "tokens": tokens})
+    found = []
+    for i, op in enumerate(graph.ops):
+        stage += i in firsts
+        found.append(_on(op, Stage(stage)))
     propagate.assign(graph, index, found)
-    return rows
 
 
 def _on(op: Op, stage: Stage) -> Strategy:
@@ -101,10 +129,15 @@ def _crosses(value: Value) -> bool:
     return not value.state and not ragged
 
 
-def partition(count: int, parts: int, cost: Callable[[int, int], float]) -> Sequence[int]:
+def partition(count: int, parts: int, costs_from: Callable[[int], Iterable[float]]) -> Sequence[int]:
     """Cuts `count` items in a row into `parts` that are not empty: the first item of each, such that the
-    dearest part costs least, and of such the sum of their squares is least. cost(first, stop): of a part."""
-    costs = {(i, j): cost(i, j) for j in range(1, count + 1) for i in range(j)}
+    dearest part costs least, and of such the sum of their squares is least. costs_from(first): what a part
+    costs that begins there, and has one item, two, ..."""
+    costs = {
+        (first, first + size): cost
+        for first in range(count)
+        for size, cost in enumerate(costs_from(first), 1)
+    }
     most, _ = _best(count, parts, costs, max, math.inf)
     _, starts = _best(count, parts, costs, lambda so_far, part: so_far + part * part, most * (1 + 1e-9))
     return starts
@@ -125,8 +158,9 @@ def _best(
         for first, (total, starts) in best.items():
             for stop in range(first + 1, count + 1):
                 part = costs[first, stop]
-                way = (add(total, part), (*starts, first))
-                if part <= most and (stop not in after or way < after[stop]):
-                    after[stop] = way
+                if part <= most:
+                    way = (add(total, part), (*starts, first))
+                    if stop not in after or way < after[stop]:
+                        after[stop] = way
         best = after
     return best[count]
