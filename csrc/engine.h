@@ -27,7 +27,8 @@ typedef enum ts_status {
   TS_IO = 6,          /* the file system said no */
   TS_NO_MEMORY = 7,
   TS_INTERNAL = 8,
-  TS_LOST_RANK = 9 /* a rank died, stopped or did not come; the message names it. The engine is over */
+  TS_LOST_RANK = 9, /* a rank died, stopped or did not come; the message names it. The engine is over */
+  TS_DIFFERS = 10   /* a replay is not what was recorded; the message says at which step, and what first */
 } ts_status;
 
 typedef struct ts_error {
@@ -89,6 +90,9 @@ typedef struct ts_engine_options {
   int32_t ranks_here; /* how many of the ranks run on this host; 0: all. If not all do, an MPI library is between them,
                          with whose mpirun they were started, and no rendezvous is needed */
   const char *mpi_library; /* its file, with the ABI of MPI 5.0; NULL: libmpi_abi.so, where the system looks */
+  const char
+      *record; /* rank 0: a new file that the run is recorded in, for ts_replay; NULL: none. The prompts' token ids
+                  are in it, and only this user may read it */
 } ts_engine_options;
 
 /* With a plan of several ranks this is rank 0, and returns once all ranks are ready. TS_LOST_RANK, naming it, if one is not. */
@@ -97,6 +101,21 @@ ts_status ts_engine_open(ts_plan *plan, const ts_engine_options *options, ts_eng
 /* Any other rank: computes its part of each step of rank 0's engine. Returns TS_OK once that is closed, or TS_LOST_RANK if any
  * rank is gone. Signals to the calling thread are held back meanwhile: who stops a run stops its rank 0. */
 ts_status ts_rank_run(ts_plan *plan, const ts_engine_options *options, ts_error *error);
+
+typedef struct ts_replay_report {
+  uint64_t num_steps, num_requests, num_output_tokens;
+  uint64_t
+      num_bytes_cut_off; /* of a last record that was not written whole, as when the process was killed: it is left out */
+} ts_replay_report;
+
+/* Runs a recorded run again, step for step, and checks each step's batch (rows, tokens, pages) and each output token against
+ * those of the trace. `options` as for ts_engine_open; those that decide the schedule are the trace's. Returns once all is run:
+ * TS_OK, or TS_DIFFERS. TS_BAD_REQUEST if the trace is damaged, of another plan, or none. `report` tells how far it came. */
+ts_status ts_replay(ts_plan *plan, const ts_engine_options *options, const char *trace, ts_replay_report *report,
+                    ts_error *error);
+
+/* TS_OK while what options.record wants is recorded; TS_IO, with the reason, once it cannot be any more. The engine goes on. */
+ts_status ts_engine_recording(ts_engine *engine, ts_error *error);
 
 /* TS_OK while the engine can compute. TS_LOST_RANK, with the rank's name, once one is gone: then live requests end with
  * TS_FINISH_ERROR, no more are taken, and after their events ts_engine_poll says -1. */

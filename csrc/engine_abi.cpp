@@ -126,6 +126,49 @@ EngineOptions engine_options(const ts_engine_options &o, const Executor &executo
   return options;
 }
 
+/// The engine, which records if the options say so, or replays.
+std::unique_ptr<ts_engine> open_engine(const std::shared_ptr<const Plan> &plan, const ts_engine_options &o,
+                                       std::unique_ptr<Replay> replay) {
+  check_options(o);
+  if (o.rank != 0) fail(TS_BAD_REQUEST, "rank ", o.rank, " does not serve: it calls ts_rank_run");
+  auto executor = std::make_unique<Executor>(plan, executor_options(o, plan->mesh().num_ranks()));
+  auto run = [raw = executor.get()](const ts_batch &batch) {
+    raw->run(batch);
+    return Logits{raw->logits(), raw->logits_stride()};
+  };
+  const auto share = [raw = executor.get()](int32_t count, const RowJob &job) { raw->share(count, job); };
+  EngineOptions options = engine_options(o, *executor, *plan);
+  options.at_end = [raw = executor.get()] { raw->end_steps(); };
+  Tape tape{.replay = std::move(replay)};
+  if (o.record != nullptr) {
+    TraceHeader header{plan->seal(), executor->target(), o};
+    header.options.num_pages = executor->num_pages();
+    tape.recorder = std::make_unique<Recorder>(o.record, header);
+  }
+  auto core = std::make_unique<EngineCore>(options, run, SharedRows{executor->num_threads(), share}, std::move(tape));
+  return std::make_unique<ts_engine>(std::move(executor), std::move(core));
+}
+
+void replay(const std::shared_ptr<const Plan> &plan, const ts_engine_options &own, const char *trace,
+            ts_replay_report &report) {
+  if (own.record != nullptr) fail(TS_BAD_REQUEST, "a replay is not recorded: it has its trace");
+  auto reader = std::make_unique<TraceReader>(trace);
+  const TraceHeader header = read_header(*reader, plan->seal());
+  ts_engine_options options = own;
+  header.put_into(options);
+  if (own.target == nullptr) options.target = header.target.c_str();
+  const auto engine = open_engine(plan, options, std::make_unique<Replay>(std::move(reader)));
+  std::vector<ts_event> events(256);
+  while (engine->core->poll(events.data(), static_cast<int32_t>(events.size()), -1) >= 0) {
+  }
+  ts_stats stats{};
+  engine->core->stats(stats);
+  const Replay &done = *engine->core->tape().replay;
+  report = {stats.num_steps, done.num_requests(), done.num_output_tokens(), done.num_bytes_cut_off()};
+  const std::string reason = engine->core->failure();
+  if (const ts_status status = engine->core->failure_status(); status != TS_OK) fail(status, reason);
+}
+
 }  // namespace
 }  // namespace ts
 
@@ -137,19 +180,25 @@ ts_status ts_engine_open(ts_plan *plan, const ts_engine_options *options, ts_eng
       ts::fail(TS_BAD_REQUEST, "ts_engine_open: plan, options and engine must not be NULL");
     }
     *engine = nullptr;
-    ts::check_options(*options);
-    if (options->rank != 0) ts::fail(TS_BAD_REQUEST, "rank ", options->rank, " does not serve: it calls ts_rank_run");
-    const int32_t num_ranks = plan->plan->mesh().num_ranks();
-    auto executor = std::make_unique<ts::Executor>(plan->plan, ts::executor_options(*options, num_ranks));
-    auto run = [raw = executor.get()](const ts_batch &batch) {
-      raw->run(batch);
-      return ts::Logits{raw->logits(), raw->logits_stride()};
-    };
-    const auto share = [raw = executor.get()](int32_t count, const ts::RowJob &job) { raw->share(count, job); };
-    ts::EngineOptions core_options = ts::engine_options(*options, *executor, *plan->plan);
-    core_options.at_end = [raw = executor.get()] { raw->end_steps(); };
-    auto core = std::make_unique<ts::EngineCore>(core_options, run, ts::SharedRows{executor->num_threads(), share});
-    *engine = new ts_engine{std::move(executor), std::move(core)};
+    *engine = ts::open_engine(plan->plan, *options, {}).release();
+  });
+}
+
+ts_status ts_replay(ts_plan *plan, const ts_engine_options *options, const char *trace, ts_replay_report *report,
+                    ts_error *error) {
+  return ts::guarded(error, [&] {
+    if (plan == nullptr || options == nullptr || trace == nullptr || report == nullptr) {
+      ts::fail(TS_BAD_REQUEST, "ts_replay: plan, options, trace and report must not be NULL");
+    }
+    *report = {};
+    ts::replay(plan->plan, *options, trace, *report);
+  });
+}
+
+ts_status ts_engine_recording(ts_engine *engine, ts_error *error) {
+  return ts::guarded(error, [&] {
+    if (engine == nullptr) ts::fail(TS_BAD_REQUEST, "ts_engine_recording: engine must not be NULL");
+    if (const std::string reason = engine->core->recording_failure(); !reason.empty()) ts::fail(TS_IO, reason);
   });
 }
 

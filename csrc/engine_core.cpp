@@ -42,18 +42,6 @@ uint64_t output_of(const Batch &batch, int32_t logit) {
   return static_cast<uint64_t>(batch.sequence(logit).num_outputs()) + static_cast<uint64_t>(batch.ahead(logit));
 }
 
-Event finished_event(uint64_t id, ts_finish finish, int32_t num_cached, Miss miss, std::string message) {
-  Event event;
-  event.event.id = id;
-  event.event.kind = TS_EVENT_FINISHED;
-  event.event.finish = finish;
-  event.event.num_cached = num_cached;
-  event.event.miss = miss.why;
-  event.event.miss_at = miss.at;
-  event.message = std::move(message);
-  return event;
-}
-
 std::string what(const std::exception_ptr &exception) {
   try {
     std::rethrow_exception(exception);
@@ -68,11 +56,12 @@ std::string what(const std::exception_ptr &exception) {
 
 // ---- callers' threads -----------------------------------------------------------------------------------------------
 
-EngineCore::EngineCore(const EngineOptions &options, RunStep run, SharedRows rows)
+EngineCore::EngineCore(const EngineOptions &options, RunStep run, SharedRows rows, Tape tape)
     : options_(options),
       limits_(limits_of(options)),
       run_(std::move(run)),
       rows_(std::move(rows)),
+      tape_(std::move(tape)),
       events_(static_cast<size_t>(options.max_events)),
       scheduler_(std::make_unique<Scheduler>(options.scheduler)),
       samplers_(static_cast<size_t>(rows_.num_threads), Sampler(options.vocab_size)),
@@ -91,6 +80,7 @@ EngineCore::~EngineCore() {
 void EngineCore::check_room() const {
   if (!failure_.empty()) fail(TS_LOST_RANK, failure_);
   if (closing_) fail(TS_CLOSED, "the engine is closing and takes no more requests");
+  if (tape_.replay) fail(TS_CLOSED, "the engine replays a trace and takes no other requests");
   const int32_t num_waiting = num_inbox_ + published_.num_waiting;
   if (num_waiting < options_.max_queue) return;
   fail(TS_BUSY, num_waiting, " requests are waiting, and the queue holds ", options_.max_queue, ": try again later");
@@ -101,14 +91,15 @@ void EngineCore::submit(const ts_request &request) {
     const std::lock_guard lock(mutex_);
     check_room();  // before the work of hashing
   }
-  std::unique_ptr<Sequence> sequence = make_sequence(request, limits_);
+  Submitted submitted{make_sequence(request, limits_), now_ms()};
+  if (tape_.recorder) submitted.record = record_of(request, submitted.at_ms);
   {
     const std::lock_guard lock(mutex_);
     check_room();
     if (live_.contains(request.id)) {
       fail(TS_BAD_REQUEST, "id ", request.id, " belongs to a request that has not finished: take another");
     }
-    inbox_.emplace_back(Submitted{std::move(sequence), now_ms()});
+    inbox_.emplace_back(std::move(submitted));
     try {
       live_.emplace(request.id, Live{});
     } catch (...) {
@@ -135,7 +126,7 @@ void EngineCore::cancel(uint64_t id) {
   {
     const std::lock_guard lock(mutex_);
     const auto it = live_.find(id);
-    if (it == live_.end() || it->second.cancelled) return;
+    if (it == live_.end() || it->second.cancelled || tape_.replay) return;
     inbox_.emplace_back(Cancelled{id});
     it->second.cancelled = true;
   }
@@ -151,10 +142,13 @@ void EngineCore::close() {
   work_.notify_one();
 }
 
-void EngineCore::abandon(const std::string &reason) {
+void EngineCore::abandon(const std::string &reason, ts_status status) {
   {
     const std::lock_guard lock(mutex_);
-    if (failure_.empty()) failure_ = reason;
+    if (failure_.empty()) {
+      failure_ = reason;
+      failure_status_ = status;
+    }
   }
   close();
 }
@@ -162,6 +156,16 @@ void EngineCore::abandon(const std::string &reason) {
 std::string EngineCore::failure() const {
   const std::lock_guard lock(mutex_);
   return failure_;
+}
+
+ts_status EngineCore::failure_status() const {
+  const std::lock_guard lock(mutex_);
+  return failure_status_;
+}
+
+std::string EngineCore::recording_failure() const {
+  const std::lock_guard lock(mutex_);
+  return recording_failure_;
 }
 
 void EngineCore::stats(ts_stats &stats) const {
@@ -183,17 +187,22 @@ void EngineCore::loop() {
   for (bool open = true; open || thrown;) {
     try {
       if (thrown) {
+        if (tape_.recorder) tape_.recorder->restarted(what(thrown));
         start_over(thrown);
         thrown = nullptr;
         continue;
       }
       events_.wait_for_room();
-      open = drain();
-      if (!failure().empty()) {
+      tape_.replay ? take_replayed_turn() : wait_for_turn();
+      open = !turn_.closing;
+      if (!turn_.failure.empty()) {
         start_over(nullptr);
         continue;
       }
+      enter();
       step();
+      if (tape_.recorder && scheduler_->idle())
+        tape_.recorder->flush();  // whoever sees the last event may end the process
       publish(scheduler_->num_running());
     } catch (...) {
       // Not even memory for starting over: it is tried until there is some.
@@ -202,63 +211,118 @@ void EngineCore::loop() {
     }
   }
   options_.at_end();
+  if (tape_.recorder) tape_.recorder->flush();
   events_.close();
 }
 
-/// Waits for something to do, and takes the inbox. False once the engine is closing: then every request is cancelled.
-bool EngineCore::drain() {
-  drained_.clear();
-  bool open = true;
+/// Waits for something to do, and takes the inbox.
+void EngineCore::wait_for_turn() {
+  turn_.messages.clear();
   {
     std::unique_lock lock(mutex_);
     work_.wait(lock, [this] { return closing_ || !inbox_.empty() || !scheduler_->idle(); });
-    drained_.swap(inbox_);
+    turn_.messages.swap(inbox_);
     published_.num_waiting += std::exchange(num_inbox_, 0);
-    for (const Message &message : drained_) {
+    for (const Message &message : turn_.messages) {
       if (const auto *submitted = std::get_if<Submitted>(&message)) live_.at(submitted->sequence->id).drained = true;
     }
-    open = !closing_;
+    turn_.closing = closing_;
+    turn_.failure = failure_;
+    if (tape_.recorder && recording_failure_.empty()) recording_failure_ = tape_.recorder->failure();
   }
-  const int64_t now = now_ms();
-  scheduler_->set_time(now);
-  for (Message &message : drained_) {
+  turn_.now_ms = now_ms();
+  if (tape_.recorder) tape_.recorder->taken(turn_);
+}
+
+/// The trace's next turn in place of the inbox. A trace that cannot be read on ends the engine, as its own end does.
+void EngineCore::take_replayed_turn() {
+  turn_.messages.clear();
+  turn_.failure = failure();
+  if (turn_.failure.empty()) {
+    ts_status status = TS_OK;
+    try {
+      tape_.replay->take(turn_, limits_);
+    } catch (const Error &e) {
+      turn_.failure = e.what();
+      status = e.status();
+    }
+    if (!turn_.failure.empty()) abandon(turn_.failure, status);
+  }
+  turn_.closing = turn_.closing || !turn_.failure.empty();
+  const std::lock_guard lock(mutex_);
+  for (const Message &message : turn_.messages) {
+    if (const auto *submitted = std::get_if<Submitted>(&message)) {
+      live_.emplace(submitted->sequence->id, Live{.drained = true});
+    }
+  }
+}
+
+/// Tells the scheduler what the turn brings. If the engine is closing, every request is cancelled.
+void EngineCore::enter() {
+  if (tape_.replay && tape_.replay->restart() && !tape_.replay->scheduled())
+    throw std::runtime_error(*tape_.replay->restart());
+  scheduler_->set_time(turn_.now_ms);
+  for (Message &message : turn_.messages) {
     if (auto *submitted = std::get_if<Submitted>(&message)) {
-      scheduler_->submit(std::move(submitted->sequence), now - submitted->at_ms);
+      scheduler_->submit(std::move(submitted->sequence), turn_.now_ms - submitted->at_ms);
     } else {
       scheduler_->cancel(std::get<Cancelled>(message).id);
     }
   }
-  if (!open) scheduler_->cancel_all();
-  return open;
+  if (turn_.closing) scheduler_->cancel_all();
 }
 
 void EngineCore::step() {
   const uint64_t begin = now_ns();
-  scheduler_->set_time(now_ms());
   std::optional<Batch> batch = scheduler_->schedule();
-  if (batch) {
-    schedule_ns_ += now_ns() - begin;
-    ++num_steps_;
-    publish(batch->arrays().num_seqs);  // cancelled requests and room in the queue need not wait for the step
-    run(std::move(*batch), begin);
-    step_ns_ += now_ns() - begin;
+  if (!batch) {
+    if (tape_.replay && tape_.replay->scheduled())
+      abandon("a step differs: the trace has one where this run has none", TS_DIFFERS);
+    return;
   }
+  schedule_ns_ += now_ns() - begin;
+  ++num_steps_;
+  publish(batch->arrays().num_seqs);  // cancelled requests and room in the queue need not wait for the step
+  const Replay *replay = tape_.replay.get();
+  if (replay && replay->restart() && !replay->ran()) throw std::runtime_error(*replay->restart());
+  run(std::move(*batch), begin);
+  step_ns_ += now_ns() - begin;
+  if (replay && replay->restart()) throw std::runtime_error(*replay->restart());
 }
 
 void EngineCore::run(Batch &&batch, uint64_t began_ns) {
   try {
-    const Logits logits = run_(batch.arrays());
-    sample(batch, logits);
+    compute(batch);
   } catch (const std::exception &e) {
     outbox_.clear();
+    if (tape_.recorder) tape_.recorder->failed(e.what());
     scheduler_->fail(std::move(batch), std::string("the step failed: ") + e.what());
     const auto *error = dynamic_cast<const Error *>(&e);
-    if (error != nullptr && error->status() == TS_LOST_RANK) abandon(e.what());
+    if (error != nullptr && (error->status() == TS_LOST_RANK || error->status() == TS_DIFFERS)) {
+      abandon(e.what(), error->status());
+    }
     return;
   }
   const uint64_t begin = now_ns();
-  scheduler_->commit(std::move(batch), outcomes_, static_cast<int64_t>(begin - began_ns));
+  const auto took_ns = tape_.replay ? tape_.replay->took_ns() : static_cast<int64_t>(begin - began_ns);
+  if (tape_.recorder) tape_.recorder->result(took_ns, outcomes_);
+  scheduler_->commit(std::move(batch), outcomes_, took_ns);
   schedule_ns_ += now_ns() - begin;
+}
+
+/// Runs the step and samples. A replay throws where it differs, and where the trace's step could not be run.
+void EngineCore::compute(const Batch &batch) {
+  const auto demand_none = [](const std::string &difference) {
+    if (!difference.empty()) fail(TS_DIFFERS, difference);
+  };
+  if (tape_.recorder) tape_.recorder->batch(num_steps_, batch.arrays(), limits_.page_size);
+  if (tape_.replay) {
+    demand_none(tape_.replay->compare(num_steps_, batch.arrays(), limits_.page_size));
+    if (const auto &why = tape_.replay->step_failure()) throw std::runtime_error(*why);
+  }
+  const Logits logits = run_(batch.arrays());
+  sample(batch, logits);
+  if (tape_.replay) demand_none(tape_.replay->compare(batch, outcomes_));
 }
 
 void EngineCore::sample(const Batch &batch, const Logits &logits) {
@@ -286,27 +350,21 @@ void EngineCore::sample(const Batch &batch, const Logits &logits) {
     }
     const Sequence &sequence = batch.sequence(i);
     auto &[sampled, thrown] = rows_sampled_[static_cast<size_t>(i)];
+    if (tape_.replay && tape_.replay->not_sampled(i)) thrown = std::make_exception_ptr(std::bad_alloc());
     if (thrown) {
       sampled = {};
+      sampled.token = Outcome::kNotSampled;
       sampled.error = "sampling failed: " + what(thrown);
     }
     if (sampled.error.empty()) {
-      Event &event = outbox_.emplace_back();
-      event.event.id = sequence.id;
-      event.event.kind = TS_EVENT_TOKEN;
-      event.event.token = sampled.token;
-      event.event.logprob = sampled.logprob;
+      ts_event &event = outbox_.add_token(sequence.id, sampled.token);
+      event.logprob = sampled.logprob;
       if (sequence.num_outputs() == 0) {
-        event.event.num_cached = sequence.num_cached;
-        event.event.miss = sequence.miss.why;
-        event.event.miss_at = sequence.miss.at;
+        event.num_cached = sequence.num_cached;
+        event.miss = sequence.miss.why;
+        event.miss_at = sequence.miss.at;
       }
-      event.top_tokens.reserve(sampled.top.size());
-      event.top_logprobs.reserve(sampled.top.size());
-      for (const auto &[token, logprob] : sampled.top) {
-        event.top_tokens.push_back(token);
-        event.top_logprobs.push_back(logprob);
-      }
+      for (const auto &[token, logprob] : sampled.top) outbox_.add_top(token, logprob);
     }
     counts = sampled.error.empty() && batch.goes_on(i, sampled.token);
     outcomes_.push_back({sampled.token, std::move(sampled.error)});
@@ -318,9 +376,12 @@ void EngineCore::sample(const Batch &batch, const Logits &logits) {
 void EngineCore::publish(int32_t num_running) {
   scheduler_->take_finished(finished_);
   for (const Finished &f : finished_) {
-    outbox_.push_back(finished_event(f.id(), f.finish(), f.num_cached(), f.miss(), f.message()));
+    ts_event &event = outbox_.add_finished(f.id(), f.finish(), f.message());
+    event.num_cached = f.num_cached();
+    event.miss = f.miss().why;
+    event.miss_at = f.miss().at;
   }
-  events_.make_room(outbox_.size());
+  events_.make_room(outbox_);
   const SchedulerCounters sums = sum_of(counters_before_, scheduler_->counters());
   {
     const std::lock_guard lock(mutex_);
@@ -353,7 +414,7 @@ void EngineCore::start_over(const std::exception_ptr &thrown) {
     counters_before_ = sum_of(counters_before_, scheduler_->counters());
     outbox_.clear();
     finished_.clear();
-    drained_.clear();
+    turn_.messages.clear();
     scheduler_.reset();
   }
   std::string reason = failure();
@@ -362,7 +423,7 @@ void EngineCore::start_over(const std::exception_ptr &thrown) {
     const std::lock_guard lock(mutex_);
     for (auto it = live_.begin(); it != live_.end();) {
       if (it->second.drained) {
-        outbox_.push_back(finished_event(it->first, TS_FINISH_ERROR, 0, {}, reason));
+        outbox_.add_finished(it->first, TS_FINISH_ERROR, reason);
         it = live_.erase(it);
         ++published_.num_finished;
       } else {
@@ -370,7 +431,7 @@ void EngineCore::start_over(const std::exception_ptr &thrown) {
       }
     }
   }
-  events_.make_room(outbox_.size());
+  events_.make_room(outbox_);
   auto scheduler = std::make_unique<Scheduler>(options_.scheduler);
   events_.push(outbox_);
   scheduler_ = std::move(scheduler);

@@ -10,12 +10,12 @@
 #include <string>
 #include <thread>
 #include <unordered_map>
-#include <variant>
 #include <vector>
 
 #include "engine.h"
 #include "event_queue.h"
 #include "launch_abi.h"
+#include "recording.h"
 #include "request.h"
 #include "sampler.h"
 #include "scheduler.h"
@@ -53,11 +53,18 @@ struct EngineOptions {
   std::function<void()> at_end = [] {};  ///< called by the step thread after its last step, before poll says -1
 };
 
+/// What writes a run down, or what it is repeated from: at most one of them.
+struct Tape {
+  std::unique_ptr<Recorder> recorder = {};
+  std::unique_ptr<Replay> replay = {};
+};
+
 /// The engine behind the C ABI: an inbox, the step thread, and the queue of events. Each turn of the step thread
-/// drains the inbox, schedules, runs, samples, commits and publishes; with nothing to do it sleeps.
+/// drains the inbox, schedules, runs, samples, commits and publishes; with nothing to do it sleeps. A replay takes its turns from a
+/// trace instead, and nobody else's requests; where it differs it is abandoned, and after its last turn it closes.
 class EngineCore {
  public:
-  EngineCore(const EngineOptions &options, RunStep run, SharedRows rows = {});
+  EngineCore(const EngineOptions &options, RunStep run, SharedRows rows = {}, Tape tape = {});
   ~EngineCore();  ///< cancels every request, joins the step thread, and waits for a poll in progress to return
   EngineCore(const EngineCore &) = delete;
   EngineCore &operator=(const EngineCore &) = delete;
@@ -77,19 +84,15 @@ class EngineCore {
   void close();
 
   /// The same, when nothing can be computed any more: the live requests end with this error.
-  void abandon(const std::string &reason);
-  std::string failure() const;  ///< that reason; empty while all is well
+  void abandon(const std::string &reason, ts_status status = TS_LOST_RANK);
+  std::string failure() const;       ///< that reason; empty while all is well
+  ts_status failure_status() const;  ///< TS_OK also where a replay has failed as its trace did
+
+  /// Of a run that is recorded: why no more of it is, or nothing.
+  std::string recording_failure() const;
+  const Tape &tape() const { return tape_; }  ///< once poll has said -1
 
  private:
-  struct Cancelled {
-    uint64_t id;
-  };
-  struct Submitted {
-    std::unique_ptr<Sequence> sequence;
-    int64_t at_ms;
-  };
-  using Message = std::variant<Submitted, Cancelled>;
-
   struct Live {
     bool drained = false;  // out of the inbox: the step thread knows it
     bool cancelled = false;
@@ -102,9 +105,12 @@ class EngineCore {
 
   void check_room() const;  // with mutex_ held
   void loop();
-  bool drain();
+  void wait_for_turn();
+  void take_replayed_turn();
+  void enter();
   void step();
   void run(Batch &&batch, uint64_t began_ns);
+  void compute(const Batch &batch);
   void sample(const Batch &batch, const Logits &logits);
   void publish(int32_t num_running);
   void start_over(const std::exception_ptr &thrown);
@@ -113,6 +119,7 @@ class EngineCore {
   const RequestLimits limits_;
   const RunStep run_;
   const SharedRows rows_;
+  const Tape tape_;
   EventQueue events_;
 
   mutable std::mutex mutex_;  // guards the following
@@ -125,16 +132,17 @@ class EngineCore {
   uint64_t num_left_queue_ = 0;
   int64_t next_place_ms_ = 0;  // promised to the last who was told to come back
   bool closing_ = false;
-  std::string failure_;
+  std::string failure_, recording_failure_;
+  ts_status failure_status_ = TS_OK;
   ts_stats published_{};
 
   // The step thread's own.
   std::unique_ptr<Scheduler> scheduler_;  // none while it starts over
   std::vector<Sampler> samplers_;         // one a thread
   std::vector<RowSampled> rows_sampled_;
-  std::vector<Message> drained_;
+  Turn turn_;
   std::vector<Outcome> outcomes_;
-  std::vector<Event> outbox_;
+  Events outbox_;
   std::vector<Finished> finished_;
   SchedulerCounters counters_before_;  // of schedulers that were given up
   uint64_t num_steps_ = 0, step_ns_ = 0, schedule_ns_ = 0;

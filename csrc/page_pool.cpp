@@ -60,11 +60,6 @@ PagePool::PagePool(int32_t num_pages, int32_t page_size, int32_t first_page)
 
 PagePool::~PagePool() { TS_ASSERT(num_available() == num_pages(), "a page outlived its pool"); }
 
-PagePool::Frame &PagePool::frame(int32_t page) {
-  TS_ASSERT(page >= 0 && page < num_pages(), "there is no such page");
-  return frames_[static_cast<size_t>(page)];
-}
-
 WritablePage PagePool::take_blank() {
   TS_ASSERT(num_blank_ > 0, "no blank page is left");
   const int32_t page = first_blank_;

@@ -89,6 +89,11 @@ class PagePool {
   int32_t num_blank_ = 0;
 };
 
+inline PagePool::Frame &PagePool::frame(int32_t page) {
+  TS_ASSERT(page >= 0 && page < num_pages(), "there is no such page");
+  return frames_[static_cast<size_t>(page)];
+}
+
 inline int32_t WritablePage::id() const {
   TS_ASSERT(pool_ != nullptr, "a writable page was used after it was moved from");
   return id_;

@@ -125,13 +125,15 @@ std::span<const T> span_of(const T *data, int32_t count, const char *data_name, 
   return {data, static_cast<size_t>(count)};
 }
 
-void check_ids(std::span<const int32_t> ids, int32_t vocab_size, const char *name) {
-  int32_t wrong = 0;  // negative if an id is, or is too high: without a branch for each
-  for (const int32_t id : ids) wrong |= id | (vocab_size - 1 - std::max(id, 0));
-  if (wrong >= 0) return;
+/// `first`: the place of ids[0] in what is called `name`.
+void check_ids(std::span<const int32_t> ids, int32_t vocab_size, const char *name, size_t first = 0) {
+  const auto last = static_cast<uint32_t>(vocab_size) - 1;
+  uint32_t wrong = 0;  // its highest bit is set if an id is negative, or above the last: without a branch for each
+  for (const int32_t id : ids) wrong |= static_cast<uint32_t>(id) | (last - static_cast<uint32_t>(id));
+  if (wrong >> 31 == 0) return;
   for (size_t i = 0; i < ids.size(); ++i) {
-    demand(ids[i] >= 0 && ids[i] < vocab_size, name, '[', i, "] is ", ids[i], ", wanted a token id in [0, ", vocab_size,
-           ')');
+    demand(ids[i] >= 0 && ids[i] < vocab_size, name, '[', first + i, "] is ", ids[i], ", wanted a token id in [0, ",
+           vocab_size, ')');
   }
 }
 
@@ -192,6 +194,17 @@ void check_lengths(const ts_request &request, const RequestLimits &limits) {
          limits.num_pages, ": give it more (num_pages or kv_bytes), or ask for less");
 }
 
+/// Copies, checks and hashes a piece at a time, so that each is read from memory once.
+void take_prompt(Sequence &s, std::span<const int32_t> prompt, int32_t vocab_size) {
+  constexpr size_t kPiece = 2048;  // tokens: 8 KiB, read and written
+  for (size_t first = 0; first < prompt.size(); first += kPiece) {
+    const auto piece = prompt.subspan(first, std::min(kPiece, prompt.size() - first));
+    s.tokens.insert(s.tokens.end(), piece.begin(), piece.end());
+    check_ids(std::span(s.tokens).subspan(first), vocab_size, "prompt", first);
+    if (s.hashed) s.hash_full_pages();
+  }
+}
+
 }  // namespace
 
 std::unique_ptr<Sequence> make_sequence(const ts_request &request, const RequestLimits &limits) {
@@ -199,7 +212,6 @@ std::unique_ptr<Sequence> make_sequence(const ts_request &request, const Request
          sizeof(ts_request));
   check_lengths(request, limits);
   const auto prompt = span_of(request.prompt, request.num_prompt, "prompt", "num_prompt");
-  check_ids(prompt, limits.vocab_size, "prompt");
   demand(request.ignore_eos == 0 || request.ignore_eos == 1, "ignore_eos is ", request.ignore_eos, ", wanted 0 or 1");
   const auto stop = span_of(request.stop_tokens, request.num_stop_tokens, "stop_tokens", "num_stop_tokens");
   check_ids(stop, limits.vocab_size, "stop_tokens");
@@ -230,7 +242,13 @@ std::unique_ptr<Sequence> make_sequence(const ts_request &request, const Request
   s->page_size = limits.page_size;
   const auto num_tokens_max = static_cast<size_t>(request.num_prompt) + static_cast<size_t>(request.max_tokens);
   s->tokens = spare_tokens().take(num_tokens_max);
-  s->tokens.assign(prompt.begin(), prompt.end());
+  s->root = page_hasher().root({salt.data(), salt.size()});
+  s->hashed = limits.prefix_cache;
+  if (s->hashed) {
+    s->hashes.reserve(num_tokens_max / static_cast<size_t>(limits.page_size));
+    s->salted = !salt.empty();
+  }
+  take_prompt(*s, prompt, limits.vocab_size);
 
   s->stop_tokens.assign(stop.begin(), stop.end());
   if (request.ignore_eos == 0) {
@@ -247,13 +265,6 @@ std::unique_ptr<Sequence> make_sequence(const ts_request &request, const Request
   if (limits.max_draft > 0 && !s->sampling.has_penalties()) {
     s->drafts = std::make_unique<Drafts>(num_tokens_max);
     s->drafts->know(s->tokens);
-  }
-  s->root = page_hasher().root({salt.data(), salt.size()});
-  s->hashed = limits.prefix_cache;
-  if (s->hashed) {
-    s->hashes.reserve(num_tokens_max / static_cast<size_t>(limits.page_size));
-    s->salted = !salt.empty();
-    s->hash_full_pages();
   }
   return s;
 }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <sstream>
+#include <type_traits>
 
 #include "check.h"
 #include "detmath.h"
@@ -81,22 +82,12 @@ double sum_exp(std::span<const float> x, double max) {
   return total[0] + total[1];
 }
 
-template <class T>
-struct Ranked {
-  T logit;
-  int32_t token;
-
-  friend bool operator<(const Ranked &a, const Ranked &b) {  // a is likelier; equal logits by lower id
-    return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
-  }
-};
-
-/// The k likeliest tokens, in no order. One pass; what cannot be among them any more is thrown out whenever 2 k have
+/// The k likeliest tokens, in no order, into `best`. One pass; what cannot be among them any more is thrown out whenever 2 k have
 /// gathered.
-template <class T>
-std::vector<Ranked<T>> likeliest(std::span<const T> logits, size_t k) {
+template <class T, class Ranked>
+void likeliest(std::span<const T> logits, size_t k, std::vector<Ranked> &best) {
   const size_t capacity = std::min(logits.size(), std::max<size_t>(2 * k, 256));
-  std::vector<Ranked<T>> best;
+  best.clear();
   best.reserve(capacity);
   const auto keep_k = [&] {
     if (best.size() <= k) return;
@@ -114,7 +105,6 @@ std::vector<Ranked<T>> likeliest(std::span<const T> logits, size_t k) {
     best.push_back({logits[i], static_cast<int32_t>(i)});
   }
   keep_k();
-  return best;
 }
 
 /// The first tokens by descending weight: all with a larger weight than `weight`, and the first `num_ties` with just
@@ -229,6 +219,15 @@ void Sampler::adjust(std::span<const float> logits, const SamplingParams &params
 }
 
 template <class T>
+std::vector<Sampler::Ranked<T>> &Sampler::ranked() {
+  if constexpr (std::is_same_v<T, float>) {
+    return ranked_;
+  } else {
+    return ranked_adjusted_;
+  }
+}
+
+template <class T>
 int32_t Sampler::draw(std::span<const T> logits, double max, const SamplingParams &params, uint64_t position) {
   const double inverse = 1.0 / params.temperature;
   const uint64_t random = random_bits(params.seed, position);
@@ -237,7 +236,8 @@ int32_t Sampler::draw(std::span<const T> logits, double max, const SamplingParam
     weigh(logits.size(), [&](size_t i) { return (static_cast<double>(logits[i]) - max) * inverse; });
     return static_cast<int32_t>(pick(weights, cut_of(weights, params), random));
   }
-  std::vector<Ranked<T>> best = likeliest(logits, static_cast<size_t>(params.top_k));
+  std::vector<Ranked<T>> &best = ranked<T>();
+  likeliest(logits, static_cast<size_t>(params.top_k), best);
   std::sort(best.begin(), best.end(), [](const auto &a, const auto &b) { return a.token < b.token; });
   const std::span<uint64_t> weights = std::span(weights_).first(best.size());
   weigh(best.size(), [&](size_t i) { return (static_cast<double>(best[i].logit) - max) * inverse; });
@@ -265,7 +265,8 @@ void Sampler::add_logprobs(std::span<const float> logits, double max, int32_t nu
   const auto logprob = [&](float logit) { return static_cast<float>((static_cast<double>(logit) - max) - log_sum); };
   sampled.logprob = logprob(logits[static_cast<size_t>(sampled.token)]);
   if (num_top == 0) return;
-  std::vector<Ranked<float>> best = likeliest(logits, static_cast<size_t>(num_top));
+  std::vector<Ranked<float>> &best = ranked<float>();
+  likeliest(logits, static_cast<size_t>(num_top), best);
   std::sort(best.begin(), best.end());
   sampled.top.reserve(best.size());
   for (const auto &[logit, token] : best) sampled.top.push_back({token, logprob(logit)});

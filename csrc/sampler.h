@@ -49,15 +49,29 @@ class Sampler {
                  std::span<const TokenCounts::Count> counts, uint64_t position);
 
  private:
+  template <class T>
+  struct Ranked {
+    T logit;
+    int32_t token;
+
+    friend bool operator<(const Ranked &a, const Ranked &b) {  // a is likelier; equal logits by lower id
+      return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
+    }
+  };
+
   void adjust(std::span<const float> logits, const SamplingParams &params, std::span<const TokenCounts::Count> counts);
   template <class T>
   int32_t draw(std::span<const T> logits, double max, const SamplingParams &params, uint64_t position);
   template <class Exponent>
   void weigh(size_t size, Exponent exponent);
-  static void add_logprobs(std::span<const float> logits, double max, int32_t num_top, Sampled &sampled);
+  void add_logprobs(std::span<const float> logits, double max, int32_t num_top, Sampled &sampled);
+  template <class T>
+  std::vector<Ranked<T>> &ranked();
 
-  std::vector<double> adjusted_;   // [vocab_size] logits after bias and penalties
-  std::vector<uint64_t> weights_;  // [vocab_size]
+  std::vector<double> adjusted_;                 // [vocab_size] logits after bias and penalties
+  std::vector<uint64_t> weights_;                // [vocab_size]
+  std::vector<Ranked<float>> ranked_;            // of logits; their memory is kept for the next row
+  std::vector<Ranked<double>> ranked_adjusted_;  // of adjusted_
 };
 
 }  // namespace ts

@@ -14,18 +14,6 @@ Batch::~Batch() {
   TS_ASSERT(running_.empty() || std::uncaught_exceptions() > 0, "a batch was dropped: its requests would never end");
 }
 
-const Sequence &Batch::sequence(int32_t logit) const {
-  TS_ASSERT(logit >= 0 && logit < num_logits(), "the step has no such row of logits");
-  return running_[static_cast<size_t>(logit_rows_[static_cast<size_t>(logit)].running)].sequence();
-}
-
-int32_t Batch::ahead(int32_t logit) const { return logit_rows_[static_cast<size_t>(logit)].ahead; }
-
-bool Batch::goes_on(int32_t logit, int32_t token) const {
-  const auto [index, ahead] = logit_rows_[static_cast<size_t>(logit)];
-  return running_[static_cast<size_t>(index)].goes_on(ahead, token);
-}
-
 // ---- schedule -------------------------------------------------------------------------------------------------------
 
 std::optional<Batch> Scheduler::schedule() {

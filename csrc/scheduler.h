@@ -11,6 +11,7 @@
 
 #include "batch.h"
 #include "cache_parts.h"
+#include "check.h"
 #include "events.h"
 #include "fair_queue.h"
 #include "leases.h"
@@ -57,7 +58,8 @@ struct LogitRow {
 /// What sampling made of one row of logits: a token, or an error that ends the request. It counts if the row has ahead = 0, or
 /// the row before counts and Batch::goes_on there.
 struct Outcome {
-  int32_t token = -1;
+  static constexpr int32_t kNone = -1, kNotSampled = -2;
+  int32_t token = kNone;  ///< with an error: kNone, or kNotSampled if that is the machine's, which need not come again
   std::string error;
 };
 
@@ -129,6 +131,18 @@ inline bool Batch::Running::goes_on(int32_t ahead, int32_t token) const {
 inline bool Batch::Running::wants_pages(int32_t page_size) const {
   const int32_t most = num_pages_for(sequence().num_prompt + sequence().max_tokens - 1, page_size);
   return context().num_pages() < most;
+}
+
+inline const Sequence &Batch::sequence(int32_t logit) const {
+  TS_ASSERT(logit >= 0 && logit < num_logits(), "the step has no such row of logits");
+  return running_[static_cast<size_t>(logit_rows_[static_cast<size_t>(logit)].running)].sequence();
+}
+
+inline int32_t Batch::ahead(int32_t logit) const { return logit_rows_[static_cast<size_t>(logit)].ahead; }
+
+inline bool Batch::goes_on(int32_t logit, int32_t token) const {
+  const auto [index, ahead] = logit_rows_[static_cast<size_t>(logit)];
+  return running_[static_cast<size_t>(index)].goes_on(ahead, token);
 }
 
 inline int32_t Batch::Running::num_computed() const {

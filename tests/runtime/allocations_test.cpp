@@ -2,9 +2,15 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstdlib>
+#include <future>
 #include <memory>
 #include <new>
+#include <vector>
+
+#include "engine_core.h"
+#include "toy.h"
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 
@@ -30,6 +36,43 @@ TEST(Allocations, AreCountedAndFailOnDemand) {
   EXPECT_THROW(p.reset(new int(2)), std::bad_alloc);
   p.reset(new int(3));
   EXPECT_EQ(*p, 3);
+}
+
+/// All that the step thread does between two steps: sampling, commit, events, inbox, schedule, batch arrays. The poller, too: here the
+/// step thread polls, so that no other thread's pace decides how much memory the queue takes.
+TEST(Allocations, AWholeTurnOfSteadyDecodingDoesNotAllocate) {
+  ts::EngineOptions o = toy::small();
+  o.scheduler.max_context = 4096;
+  o.scheduler.num_pages = 4096;
+  constexpr int32_t kSeqs = 8, kWarm = 4, kSteps = 200;
+  int32_t num_steady = 0;
+  int64_t first = 0, last = 0;
+  std::vector<float> logits(static_cast<size_t>(o.vocab_size));
+  ts::EngineCore *engine = nullptr;
+  std::promise<void> opened, done;
+  ts::EngineCore core(o, [&, ready = opened.get_future().share()](const ts_batch &batch) {
+    ready.wait();
+    std::array<ts_event, 16> events;
+    while (engine->poll(events.data(), static_cast<int32_t>(events.size()), 0) > 0) {
+    }
+    last = allocations::count;
+    num_steady = batch.num_tokens == kSeqs && batch.num_seqs == kSeqs ? num_steady + 1 : 0;
+    if (num_steady == kWarm) first = last;
+    if (num_steady == kWarm + kSteps) done.set_value();
+    for (size_t i = 0; i < logits.size(); ++i) logits[i] = static_cast<float>(i * 7 % 13);
+    return ts::Logits{logits.data(), 0};
+  });
+  for (uint64_t id = 1; id <= kSeqs; ++id) {
+    toy::Request r = toy::request(id, 4, 2000);
+    if (id % 3 == 0) r.top_k = 5;
+    if (id % 4 == 0) r.logit_bias = {{7, 1.0F}};
+    if (id % 5 == 0) r.frequency_penalty = 0.1F;
+    core.submit(r.abi());
+  }
+  engine = &core;
+  opened.set_value();
+  done.get_future().wait();
+  EXPECT_EQ(last, first) << "in " << kSteps << " turns, which crossed pages, too";
 }
 
 #endif

@@ -50,6 +50,7 @@ class _Options(c.Structure):
         ("rank_pids", c.POINTER(c.c_int32)),
         ("ranks_here", c.c_int32),
         ("mpi_library", c.c_char_p),
+        ("record", c.c_char_p),
     )
 
 

@@ -17,7 +17,8 @@ Exit codes:
   1  the machine said no (files, memory, threads)
   2  the command or the request cannot be served as it is
   3  the plan is damaged, or holds nothing that this machine can run
-  4  the address cannot be listened on";
+  4  the address cannot be listened on
+  5  a replay is not what was recorded";
 
 /// Serves a compiled model: one plan.tsp, an OpenAI-compatible server, text at the command line, figures.
 #[derive(Debug, Parser)]
@@ -31,6 +32,8 @@ pub struct Cli {
 pub enum Command {
     /// Serve a plan over HTTP until SIGTERM or SIGINT drains the server.
     Run(RunArgs),
+    /// Run again what `run --record` has recorded, and check every step and every token.
+    Replay(ReplayArgs),
     /// Generate text from one prompt, or from a JSON object a line of standard input.
     Generate(GenerateArgs),
     /// Measure prefill and decode speed, and how soon the first token comes.
@@ -155,6 +158,7 @@ impl EngineArgs {
                 rank_pids: Vec::new(),
                 ranks_here: 0,
                 mpi_library: self.mpi.clone(),
+                record: None,
             },
             always_verify: self.verify == Verify::Always,
             plain_users: false,
@@ -188,6 +192,10 @@ pub struct RunArgs {
     /// Take control tokens that are spelled out in messages as plain text, so that no user can speak for another
     #[arg(long)]
     pub sanitize_control_tokens: bool,
+    /// Record all that enters the engine in this new file, so that `tsruntime replay` can run it again. It has the prompts in it, as
+    /// token ids, for whoever may read it: nobody but you
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
     #[command(flatten)]
     pub engine: EngineArgs,
     /// The largest body of a request
@@ -202,6 +210,49 @@ pub struct RunArgs {
     /// How long running requests may take to finish after SIGTERM or SIGINT; a second signal ends at once
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds, help_heading = LIMITS)]
     pub drain_timeout: Duration,
+}
+
+const REPLAY_NOTES: &str = "\
+The engine's options are those of the trace. Every step must hold the same rows, tokens and pages, and give the same output tokens; the
+first that does not is told, and ends the replay with exit code 5. A trace that ends in the middle, because the server was killed, is
+replayed up to there.
+
+Examples:
+  tsruntime run plan.tsp --record run.trace
+  tsruntime replay plan.tsp run.trace";
+
+#[derive(Debug, Args)]
+#[command(after_help = REPLAY_NOTES)]
+pub struct ReplayArgs {
+    /// The plan that was served
+    pub plan: PathBuf,
+    /// What `tsruntime run --record` wrote
+    pub trace: PathBuf,
+    /// Threads that compute, of each rank [default: every core that this process may use, shared with other ranks]
+    #[arg(long, value_name = "N", value_parser = positive())]
+    threads: Option<i32>,
+    /// Run this target of the plan [default: the recorded one]
+    #[arg(long, value_name = "TARGET")]
+    target: Option<String>,
+    /// Print one JSON object: steps, requests, output_tokens, bytes_cut_off, difference
+    #[arg(long)]
+    pub json: bool,
+    /// With ranks on several hosts: the MPI library, with the ABI of MPI 5, that is between them [default: libmpi_abi.so]
+    #[arg(long, value_name = "FILE", env = "TSRUNTIME_MPI")]
+    mpi: Option<String>,
+}
+
+impl ReplayArgs {
+    pub fn options(&self) -> LoadOptions {
+        let engine = engine::Options {
+            num_threads: self.threads.unwrap_or(0),
+            target: self.target.clone(),
+            mpi_library: self.mpi.clone(),
+            rank_timeout_ms: 60_000,
+            ..engine::Options::default()
+        };
+        LoadOptions { engine, ..LoadOptions::default() }
+    }
 }
 
 const GENERATE_EXAMPLES: &str = "\

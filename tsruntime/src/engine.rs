@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char};
+use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,6 +42,8 @@ pub struct Options {
     pub ranks_here: i32,
     /// The library that is between ranks of several hosts.
     pub mpi_library: Option<String>,
+    /// A new file that the run is recorded in.
+    pub record: Option<PathBuf>,
 }
 
 impl Options {
@@ -52,6 +55,7 @@ impl Options {
         };
         let (target, rendezvous) = (text("target", &self.target)?, text("rendezvous", &self.rendezvous)?);
         let mpi_library = text("MPI library", &self.mpi_library)?;
+        let record = self.record.as_deref().map(path).transpose()?;
         let pointer = |text: &Option<CString>| text.as_ref().map_or(ptr::null(), |text| text.as_ptr());
         body(&ffi::ts_engine_options {
             size: size_of::<ffi::ts_engine_options>() as u32,
@@ -73,6 +77,7 @@ impl Options {
             rank_pids: if self.rank_pids.is_empty() { ptr::null() } else { self.rank_pids.as_ptr() },
             ranks_here: self.ranks_here,
             mpi_library: pointer(&mpi_library),
+            record: pointer(&record),
         })
     }
 }
@@ -80,6 +85,25 @@ impl Options {
 /// Computes a rank's part of every step of rank 0's engine, until that ends.
 pub fn follow(plan: &Plan, options: &Options) -> Result<(), Failure> {
     options.with_raw(|raw| call(|error| unsafe { ffi::ts_rank_run(plan.raw(), raw, error) }))
+}
+
+fn path(path: &Path) -> Result<CString, Failure> {
+    CString::new(path.as_os_str().as_encoded_bytes())
+        .map_err(|_| Failure::new(Exit::Usage, "the trace's path has a NUL byte in it"))
+}
+
+/// What a replay has repeated.
+pub type Replayed = ffi::ts_replay_report;
+
+/// Runs a recorded run again. The report tells how far it came, also where it differs.
+pub fn replay(plan: &Plan, options: &Options, trace: &Path) -> (Replayed, Result<(), Failure>) {
+    let mut report = Replayed::default();
+    let result = path(trace).and_then(|trace| {
+        options.with_raw(|raw| {
+            call(|error| unsafe { ffi::ts_replay(plan.raw(), raw, trace.as_ptr(), &mut report, error) })
+        })
+    });
+    (report, result)
 }
 
 /// One sequence to generate. Fields mean what ts_request says.
@@ -206,6 +230,11 @@ impl Engine {
     /// Takes no more requests, and ends those that run with [`Finish::Cancelled`].
     pub fn shutdown(&self) {
         unsafe { ffi::ts_engine_shutdown(self.raw.as_ptr()) }
+    }
+
+    /// Whether all of the run was recorded that is to be; if not, why.
+    pub fn recording(&self) -> Result<(), Failure> {
+        call(|error| unsafe { ffi::ts_engine_recording(self.raw.as_ptr(), error) })
     }
 
     /// Whether the last event has been handed out.
@@ -369,6 +398,7 @@ pub fn call(function: impl FnOnce(*mut ffi::ts_error) -> ffi::ts_status) -> Resu
         ffi::TS_OK => return Ok(()),
         ffi::TS_BAD_PLAN | ffi::TS_NO_TARGET => Exit::Plan,
         ffi::TS_BAD_REQUEST => Exit::Usage,
+        ffi::TS_DIFFERS => Exit::Differs,
         _ => Exit::Failed,
     };
     Err(Failure::new(exit, error.text()))

@@ -119,6 +119,8 @@ pub enum Exit {
     Plan = 3,
     /// The address cannot be listened on.
     Address = 4,
+    /// A replay is not what was recorded.
+    Differs = 5,
 }
 
 impl Failure {

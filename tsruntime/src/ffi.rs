@@ -19,6 +19,7 @@ pub const TS_BAD_REQUEST: ts_status = 2;
 pub const TS_NO_TARGET: ts_status = 3;
 pub const TS_BUSY: ts_status = 4;
 pub const TS_CLOSED: ts_status = 5;
+pub const TS_DIFFERS: ts_status = 10;
 
 #[repr(C)]
 pub struct ts_error {
@@ -46,6 +47,16 @@ pub struct ts_engine_options {
     pub rank_pids: *const i32,
     pub ranks_here: i32,
     pub mpi_library: *const c_char,
+    pub record: *const c_char,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ts_replay_report {
+    pub num_steps: u64,
+    pub num_requests: u64,
+    pub num_output_tokens: u64,
+    pub num_bytes_cut_off: u64,
 }
 
 #[repr(C)]
@@ -156,6 +167,14 @@ unsafe extern "C" {
         error: *mut ts_error,
     ) -> ts_status;
     pub fn ts_rank_run(plan: *mut ts_plan, options: *const ts_engine_options, error: *mut ts_error) -> ts_status;
+    pub fn ts_replay(
+        plan: *mut ts_plan,
+        options: *const ts_engine_options,
+        trace: *const c_char,
+        report: *mut ts_replay_report,
+        error: *mut ts_error,
+    ) -> ts_status;
+    pub fn ts_engine_recording(engine: *mut ts_engine, error: *mut ts_error) -> ts_status;
     pub fn ts_engine_failure(engine: *mut ts_engine, error: *mut ts_error) -> ts_status;
     pub fn ts_engine_shutdown(engine: *mut ts_engine);
     pub fn ts_engine_submit(engine: *mut ts_engine, request: *const ts_request, error: *mut ts_error) -> ts_status;

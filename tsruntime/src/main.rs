@@ -31,6 +31,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(arguments) => ranks::follow_launched(&arguments.plan, &arguments.engine.options())
             .unwrap_or_else(|| commands::run(arguments, started)),
+        Command::Replay(arguments) => ranks::follow_launched(&arguments.plan, &arguments.options())
+            .unwrap_or_else(|| commands::replay(&arguments)),
         Command::Generate(arguments) => ranks::follow_launched(&arguments.plan, &arguments.engine.options())
             .unwrap_or_else(|| commands::generate(&arguments, started)),
         Command::Rank(arguments) => ranks::follow_started(&arguments.plan, arguments.rank, &arguments.engine.options()),

@@ -3,11 +3,13 @@
 mod bench;
 mod generate;
 mod lines;
+mod replay;
 
 use std::time::Instant;
 
 pub use bench::bench;
 pub use generate::generate;
+pub use replay::replay;
 
 use tsruntime_agent::{AgentArgs, AgentError};
 
@@ -21,7 +23,8 @@ pub fn run(arguments: RunArgs, started: Instant) -> Result<(), Failure> {
     if arguments.api_key.iter().any(|key| key.trim().is_empty() || key.trim() != key) {
         return Err(Failure::new(Exit::Usage, "an API key is empty, or has white space around it"));
     }
-    let load = LoadOptions { plain_users: arguments.sanitize_control_tokens, ..arguments.engine.options() };
+    let mut load = LoadOptions { plain_users: arguments.sanitize_control_tokens, ..arguments.engine.options() };
+    load.engine.record = arguments.record;
     server::run(
         ServerOptions {
             plan: arguments.plan,

@@ -122,6 +122,9 @@ async fn serve(options: ServerOptions, started: Instant) -> Result<(), Failure> 
         }
     };
     drop(listener);
+    if let Some(Err(failure)) = app.model().map(|model| model.engine.recording()) {
+        say(format!("the run is not recorded to its end: {failure}"));
+    }
     let Connections { graceful, .. } = connections;
     let _ = tokio::time::timeout(FLUSH_TIMEOUT, graceful.shutdown()).await;
     outcome
