@@ -13,37 +13,57 @@ namespace ts {
 /// Owns the memory behind a ts_batch. The page table persists: its rows [0, num_seqs) are those of the running
 /// sequences, and change only where a sequence gets a page or moves to another row. The other arrays are written anew
 /// each step. Nothing allocates after construction.
+///
+/// With several cache groups (cache_groups.h) a row of the page table is an equal part of max_pages for each, in order, and `slots`
+/// has T of the first group, then T of the next: what one group's launches see is group_batch().
 class BatchArrays {
  public:
   /// `memory`: num_ints() int32 on a 64-byte boundary that outlive it, such as what ranks share; empty: its own.
-  BatchArrays(int32_t max_tokens, int32_t max_seqs, int32_t max_pages, std::span<int32_t> memory = {});
-  static size_t num_ints(int32_t max_tokens, int32_t max_seqs, int32_t max_pages);
+  /// `max_pages`: of one sequence in one group.
+  BatchArrays(int32_t max_tokens, int32_t max_seqs, int32_t max_pages, int32_t num_groups = 1,
+              std::span<int32_t> memory = {});
+  static size_t num_ints(int32_t max_tokens, int32_t max_seqs, int32_t max_pages, int32_t num_groups);
   BatchArrays(const BatchArrays &) = delete;
   BatchArrays &operator=(const BatchArrays &) = delete;
 
-  std::span<int32_t> row(int32_t seq);  ///< [max_pages] of the page table
+  std::span<int32_t> row(int32_t seq);  ///< [num_groups, max_pages] of the page table
   void move_row(int32_t from, int32_t to, int32_t num_pages);
 
-  void clear();
+  void clear(int32_t num_tokens);          ///< of the step that follows
   void add_sequence(int32_t context_len);  ///< the next row's; its tokens follow
   void add_token(int32_t token, int32_t position, Slot slot);
-  void want_logits();  ///< of the token added last
+  void want_logits();                                       ///< of the token added last
+  void set_slot(int32_t group, int32_t token, Slot slot) {  ///< in a group behind the first
+    TS_ASSERT(token < view_.num_tokens, "a token's slots follow it");
+    slots_[static_cast<size_t>(group) * static_cast<size_t>(num_tokens_) + static_cast<size_t>(token)] = slot.value();
+  }
+  int32_t num_tokens() const { return view_.num_tokens; }  ///< added so far
 
   const ts_batch &view() const { return view_; }  ///< whole as soon as every sequence has a token
 
  private:
   int32_t max_seqs_;
   int32_t max_pages_;
+  int32_t num_groups_;
+  int32_t num_tokens_ = 0;  // of the step, once it is whole
   std::vector<int32_t> own_;
   std::span<int32_t> token_ids_;    // [max_tokens]
   std::span<int32_t> positions_;    // [max_tokens]
-  std::span<int32_t> slots_;        // [max_tokens]
+  std::span<int32_t> slots_;        // [num_groups, num_tokens]
   std::span<int32_t> query_start_;  // [max_seqs + 1]
   std::span<int32_t> context_len_;  // [max_seqs]
   std::span<int32_t> logit_rows_;   // [max_seqs]
-  std::span<int32_t> page_table_;   // [max_seqs, max_pages]
+  std::span<int32_t> page_table_;   // [max_seqs, num_groups, max_pages]
   ts_batch view_{};
 };
+
+/// What launches of one cache group see of a step whose first group's batch is `batch`, or a rank's part of it.
+/// `num_tokens`: of the whole step.
+inline ts_batch group_batch(ts_batch batch, int32_t group, int32_t num_groups, int32_t num_tokens) {
+  batch.slots += int64_t{group} * num_tokens;
+  batch.page_table += int64_t{group} * (batch.page_table_stride / num_groups);
+  return batch;
+}
 
 inline void BatchArrays::add_sequence(int32_t context_len) {
   const auto seq = static_cast<size_t>(view_.num_seqs);
@@ -56,7 +76,7 @@ inline void BatchArrays::add_sequence(int32_t context_len) {
 
 inline void BatchArrays::add_token(int32_t token, int32_t position, Slot slot) {
   const auto at = static_cast<size_t>(view_.num_tokens);
-  TS_ASSERT(at < token_ids_.size(), "more tokens than a step may hold");
+  TS_ASSERT(view_.num_tokens < num_tokens_, "more tokens than the step has");
   token_ids_[at] = token;
   positions_[at] = position;
   slots_[at] = slot.value();

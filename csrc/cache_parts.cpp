@@ -4,10 +4,11 @@
 
 namespace ts {
 
-CacheParts::CacheParts(int32_t num_owners, int32_t num_pages, int32_t page_size, bool prefix_cache) {
+CacheParts::CacheParts(int32_t num_owners, int32_t num_pages, int32_t page_size, bool prefix_cache,
+                       const std::vector<CacheGroup> &groups) {
   TS_ASSERT(num_owners >= 1, "the cache has an owner");
   for (int32_t owner = 0; owner < num_owners; ++owner) {
-    parts_.push_back(std::make_unique<Part>(owner * num_pages, num_pages, page_size, prefix_cache));
+    parts_.push_back(std::make_unique<Part>(owner * num_pages, num_pages, page_size, prefix_cache, groups));
   }
 }
 

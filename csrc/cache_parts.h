@@ -14,7 +14,8 @@ namespace ts {
 class CacheParts {
  public:
   /// `num_pages`: of each owner.
-  CacheParts(int32_t num_owners, int32_t num_pages, int32_t page_size, bool prefix_cache);
+  CacheParts(int32_t num_owners, int32_t num_pages, int32_t page_size, bool prefix_cache,
+             const std::vector<CacheGroup> &groups);
 
   int32_t num_owners() const { return static_cast<int32_t>(parts_.size()); }
   PrefixCache &of(int32_t owner) { return parts_[static_cast<size_t>(owner)]->cache; }
@@ -28,8 +29,9 @@ class CacheParts {
 
  private:
   struct Part {
-    Part(int32_t first_page, int32_t num_pages, int32_t page_size, bool prefix_cache)
-        : pool(num_pages, page_size, first_page), cache(pool, prefix_cache) {}
+    Part(int32_t first_page, int32_t num_pages, int32_t page_size, bool prefix_cache,
+         const std::vector<CacheGroup> &groups)
+        : pool(num_pages, page_size, first_page), cache(pool, prefix_cache, groups) {}
 
     PagePool pool;
     PrefixCache cache;

@@ -113,6 +113,7 @@ EngineOptions engine_options(const ts_engine_options &o, const Executor &executo
   options.scheduler.page_size = limits.page_size;
   options.scheduler.num_pages = executor.num_pages();
   options.scheduler.num_owners = num_owners;
+  options.scheduler.groups = executor.groups();
   options.scheduler.prefix_cache = o.prefix_cache == 1;
   options.scheduler.max_draft = std::abs(o.max_draft);
   options.scheduler.drafts_at_any_cost = o.max_draft < 0;

@@ -20,12 +20,6 @@ uint64_t now_ns() {
 
 int64_t now_ms() { return static_cast<int64_t>(now_ns() / 1'000'000); }
 
-RequestLimits limits_of(const EngineOptions &options) {
-  const SchedulerOptions &s = options.scheduler;
-  return {options.vocab_size, s.max_context,         s.page_size, s.num_pages,
-          s.prefix_cache,     options.eos_token_ids, s.max_draft};
-}
-
 SchedulerCounters sum_of(const SchedulerCounters &a, const SchedulerCounters &b) {
   return {a.num_prompt_tokens + b.num_prompt_tokens,
           a.num_cached_tokens + b.num_cached_tokens,
@@ -53,6 +47,12 @@ std::string what(const std::exception_ptr &exception) {
 }
 
 }  // namespace
+
+RequestLimits limits_of(const EngineOptions &options) {
+  const SchedulerOptions &s = options.scheduler;
+  return {options.vocab_size, s.max_context,         s.page_size, s.num_pages, s.token_budget,
+          s.prefix_cache,     options.eos_token_ids, s.max_draft, s.groups};
+}
 
 // ---- callers' threads -----------------------------------------------------------------------------------------------
 

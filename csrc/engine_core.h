@@ -53,6 +53,8 @@ struct EngineOptions {
   std::function<void()> at_end = [] {};  ///< called by the step thread after its last step, before poll says -1
 };
 
+RequestLimits limits_of(const EngineOptions &options);
+
 /// What writes a run down, or what it is repeated from: at most one of them.
 struct Tape {
   std::unique_ptr<Recorder> recorder = {};

@@ -9,10 +9,10 @@ namespace ts {
 Prefilling Transition::admit(std::unique_ptr<Sequence> sequence, Admit &&e) {
   Sequence &s = *sequence;
   s.owner = e.owner;
-  Context context(num_pages_for(s.num_prompt + s.max_tokens, s.page_size));
-  context.adopt(std::move(e.prefix), e.row);
+  const int32_t num_computed = e.prefix.num_pages * s.page_size;
+  Context context(e.cache.groups(), num_pages_for(s.num_prompt + s.max_tokens, s.page_size));
+  context.adopt(e.cache, std::move(e.prefix), e.row);
   if (s.num_reached == 0) s.miss = e.miss;  // not of one that comes back
-  const int32_t num_computed = context.num_sealed() * s.page_size;
   TS_ASSERT(num_computed < s.num_tokens(), "a prefix leaves at least one token to compute");
   s.num_cached += std::max(0, std::min(num_computed, s.num_prompt) - s.num_reached);
   s.num_reached = std::max(s.num_reached, num_computed);

@@ -17,7 +17,8 @@ namespace ts {
 // the page table.
 
 struct Admit {  ///< It may run: with the pages of its prefix that the cache of its owner has found.
-  std::vector<SharedPage> prefix;
+  PrefixCache &cache;
+  Prefix prefix;
   std::span<int32_t> row;
   int32_t owner = 0;
   Miss miss;          ///< why no more was found
@@ -98,7 +99,7 @@ class Transition {
 
   template <class Running>
   static Finished fail(Running &&state, Fail &&e) {
-    state.context_.forget(e.cache);
+    state.context_.forget(e.cache, *state.sequence_);
     return finish(std::forward<Running>(state), TS_FINISH_ERROR, std::move(e.message));
   }
 

@@ -53,13 +53,27 @@ int choose_threads(int wanted) {
   return wanted != 0 ? wanted : std::min(usable_cores(), kMaxThreads);
 }
 
+/// Pages for kTokensPerSeq tokens of each of so many sequences, and for one of the longest.
+int64_t default_pages(const Program &program, int64_t num_seqs) {
+  const Limits &limits = program.limits;
+  const int64_t tokens = std::max<int64_t>(limits.max_context, num_seqs * kTokensPerSeq);
+  const int64_t num_longest = (tokens + limits.max_context - 1) / limits.max_context;
+  const int64_t whole = (tokens + limits.page_size - 1) / limits.page_size;
+  int64_t pages = 0;
+  for (const CacheGroup &group : program.groups) {
+    const int64_t each = group.most_pages(limits.max_context, limits.max_tokens, limits.page_size);
+    pages += group.kind == CacheGroup::Kind::full ? whole : std::max(num_seqs, num_longest) * each;
+  }
+  return pages;
+}
+
 /// The number of KV pages, as ts_engine_options says. Throws TS_NO_MEMORY, telling the parts, if that and the arena do not fit.
 /// Each rank takes as much, from one memory: as much as the one that has the most layers.
 int32_t choose_pages(const Program &program, const ExecutorOptions &options, const Mesh &mesh) {
   const int32_t num_here = options.ranks.num_here == 0 ? mesh.num_ranks() : options.ranks.num_here;
   const int32_t num_owners = mesh.num_owners();
   const Limits &limits = program.limits;
-  const uint64_t page_bytes = program.page_bytes * static_cast<uint64_t>(std::max(program.most_layers(), 1));
+  const uint64_t page_bytes = program.page_bytes * static_cast<uint64_t>(std::max(program.most_slabs(), 1));
   const int64_t most = std::numeric_limits<int32_t>::max() / limits.page_size / num_owners;  // a slot is an int32
   const uint64_t free = available_memory() / static_cast<uint64_t>(num_here);
   int64_t pages = options.num_pages;
@@ -78,10 +92,9 @@ int32_t choose_pages(const Program &program, const ExecutorOptions &options, con
   if (pages == 0) {
     const int64_t seqs = options.max_seqs != 0 ? std::min(options.max_seqs, limits.max_seqs) : limits.max_seqs;
     const int64_t mine = (seqs + num_owners - 1) / num_owners;  // of the sequences that ranks share out
-    const int64_t tokens = std::max<int64_t>(limits.max_context, mine * kTokensPerSeq);
     const uint64_t room = free / 2 - std::min(free / 2, program.arena_bytes);
-    pages = std::min({(tokens + limits.page_size - 1) / limits.page_size, most,
-                      static_cast<int64_t>(std::min<uint64_t>(room / page_bytes, most))});
+    pages = std::min(
+        {default_pages(program, mine), most, static_cast<int64_t>(std::min<uint64_t>(room / page_bytes, most))});
     pages = std::max<int64_t>(pages, 1);
   }
   const auto kv_bytes = static_cast<uint64_t>(pages) * page_bytes;
@@ -144,12 +157,12 @@ Executor::Impl::Impl(std::shared_ptr<const Plan> plan_, Program program_, Ranks 
       num_pages(num_pages_),
       arena(program.arena_bytes, "the arena"),
       kv(static_cast<uint64_t>(num_pages) * program.page_bytes *
-             static_cast<uint64_t>(std::max(program.layers_before(program.num_layers), 1)),
+             static_cast<uint64_t>(std::max(program.num_slabs(), 1)),
          "the KV cache"),
       workers(num_threads,
               ranks.group ? ranks.group->most_turns() : (num_threads <= usable_cores() ? Patience::kMostTurns : 0)),
       parts(plan->mesh(), program.rank, program.limits.max_seqs,
-            static_cast<int64_t>(num_pages) * program.limits.page_size) {
+            static_cast<int64_t>(num_pages) * program.limits.page_size, static_cast<int32_t>(program.groups.size())) {
   bind();
 }
 
@@ -173,7 +186,7 @@ void *Executor::Impl::address(const Argument &argument) const {
 /// Where page 0 of a layer lies, or would lie: pages are numbered over all owners of sequences, and a rank has its own alone.
 void *Executor::Impl::kv_pages(int32_t layer) const {
   const int64_t layer_bytes = static_cast<int64_t>(num_pages) * static_cast<int64_t>(program.page_bytes);
-  return kv.data() + (program.layers_before(layer) - plan->mesh().owner(program.rank)) * layer_bytes;
+  return kv.data() + (program.slab_of(layer) - plan->mesh().owner(program.rank)) * layer_bytes;
 }
 
 void Executor::Impl::bind() {
@@ -215,7 +228,7 @@ void Executor::Impl::bind(const Launch &launch, const Limits &limits, int32_t &n
                              last > 1 ? first[1] : nullptr, is_here);
   } else {
     bound.kernel = kernels.find(launch.kernel);
-    bound.args = {&parts.of(launch.tokens_axis), first};
+    bound.args = {&parts.of(launch.tokens_axis, launch.group), first};
   }
 }
 
@@ -374,6 +387,7 @@ void Executor::share(int32_t count, const std::function<void(int32_t item, int t
 
 const float *Executor::logits() const { return impl_->buckets[impl_->current].logits; }
 int64_t Executor::logits_stride() const { return impl_->buckets[impl_->current].logits_stride; }
+const std::vector<CacheGroup> &Executor::groups() const { return impl_->program.groups; }
 const Limits &Executor::limits() const { return impl_->program.limits; }
 int32_t Executor::num_pages() const { return impl_->num_pages; }
 int32_t Executor::num_threads() const { return impl_->workers.num_threads(); }

@@ -61,6 +61,7 @@ class Executor {
   int64_t logits_stride() const;
 
   const Limits &limits() const;
+  const std::vector<CacheGroup> &groups() const;
   int32_t num_pages() const;
   int32_t num_threads() const;
   const std::string &target() const;

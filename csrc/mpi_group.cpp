@@ -9,6 +9,7 @@
 #include <thread>
 #include <utility>
 
+#include "cache_groups.h"
 #include "check.h"
 #include "text.h"
 
@@ -33,13 +34,15 @@ constexpr uint64_t round_up(uint64_t bytes, uint64_t unit) { return (bytes + uni
 uint64_t staging_stride(const RankLayout &layout) { return round_up(layout.staging_bytes, 4096); }
 
 /// Ints that a batch may take as a message: each row of the page table comes with two counts.
-uint64_t message_ints(const RankLayout &layout) { return kHeaderInts + 2 * layout.batch_ints; }
+uint64_t message_ints(const RankLayout &layout) {
+  return kHeaderInts + (1 + 2 * static_cast<uint64_t>(layout.num_groups)) * layout.batch_ints;
+}
 
 /// The arrays but the page table: how many ints of each are used.
-std::array<std::pair<Array, int32_t>, 6> used(const PublishedBatch &b) {
+std::array<std::pair<Array, int32_t>, 6> used(const PublishedBatch &b, int32_t num_groups) {
   return {{{kTokenIds, b.num_tokens},
            {kPositions, b.num_tokens},
-           {kSlots, b.num_tokens},
+           {kSlots, num_groups * b.num_tokens},
            {kQueryStart, b.num_seqs + 1},
            {kContextLen, b.num_seqs},
            {kLogitRows, b.num_logits}}};
@@ -192,15 +195,16 @@ size_t MpiGroup::pack(const PublishedBatch &batch) {
   auto *const message = reinterpret_cast<int32_t *>(message_.data());
   std::memcpy(message, &batch, sizeof(batch));
   int32_t *at = message + kHeaderInts;
-  for (const auto &[array, count] : used(batch)) {
+  for (const auto &[array, count] : used(batch, layout().num_groups)) {
     at = std::ranges::copy(area.subspan(batch.arrays[array], static_cast<size_t>(count)), at).out;
   }
-  for (int32_t seq = 0; seq < batch.num_seqs; ++seq) {
-    const auto offset = static_cast<size_t>(seq) * static_cast<size_t>(batch.page_table_stride);
-    const int32_t context = area[batch.arrays[kContextLen] + static_cast<size_t>(seq)];
-    const auto pages = static_cast<size_t>((context + layout().page_size - 1) / layout().page_size);
-    const auto row = area.subspan(batch.arrays[kPageTable] + offset, pages);
-    const auto known = std::span(rows_).subspan(offset, pages);
+  const int32_t width = batch.page_table_stride / layout().num_groups;
+  for (int32_t i = 0; i < batch.num_seqs * layout().num_groups; ++i) {  // a group's part of a row each
+    const auto offset = static_cast<size_t>(i) * static_cast<size_t>(width);
+    const int32_t context = area[batch.arrays[kContextLen] + static_cast<size_t>(i / layout().num_groups)];
+    const int32_t pages = std::max(num_pages_for(context, layout().page_size), 2);  // a recurrent group has two entries
+    const auto row = area.subspan(batch.arrays[kPageTable] + offset, static_cast<size_t>(std::min(pages, width)));
+    const auto known = std::span(rows_).subspan(offset, row.size());
     const auto first = std::ranges::mismatch(row, known).in1 - row.begin();
     const auto changed = row.subspan(static_cast<size_t>(first));
     std::ranges::copy(changed, known.begin() + first);
@@ -216,14 +220,14 @@ void MpiGroup::unpack() {
   const auto *message = reinterpret_cast<const int32_t *>(message_.data());
   std::memcpy(&published_, message, sizeof(published_));
   const int32_t *at = message + kHeaderInts;
-  for (const auto &[array, count] : used(published_)) {
+  for (const auto &[array, count] : used(published_, layout().num_groups)) {
     std::copy_n(at, count, area.begin() + static_cast<ptrdiff_t>(published_.arrays[array]));
     at += count;
   }
-  for (int32_t seq = 0; seq < published_.num_seqs; ++seq) {
+  const int32_t width = published_.page_table_stride / layout().num_groups;
+  for (int32_t i = 0; i < published_.num_seqs * layout().num_groups; ++i) {
     const int32_t first = *at++, count = *at++;
-    const auto row =
-        static_cast<ptrdiff_t>(published_.arrays[kPageTable]) + ptrdiff_t{seq} * published_.page_table_stride;
+    const auto row = static_cast<ptrdiff_t>(published_.arrays[kPageTable]) + ptrdiff_t{i} * width;
     std::copy_n(at, count, area.begin() + row + first);
     at += count;
   }

@@ -12,8 +12,13 @@ constexpr size_t kRoots = 1024;  // tenants whose last first page is remembered;
 
 }  // namespace
 
-PrefixCache::PrefixCache(PagePool &pool, bool enabled)
-    : pool_(pool), enabled_(enabled), pages_(enabled ? pool.num_pages() : 1), evicted_(enabled ? pool.num_pages() : 1) {
+PrefixCache::PrefixCache(PagePool &pool, bool enabled, std::vector<CacheGroup> groups)
+    : pool_(pool),
+      enabled_(enabled),
+      groups_(std::move(groups)),
+      pages_(enabled ? pool.num_pages() : 1),
+      evicted_(enabled ? pool.num_pages() : 1) {
+  TS_ASSERT(!groups_.empty(), "a model's caches are of some kind");
   if (!enabled) return;
   origins_.resize(static_cast<size_t>(pool.num_pages()));
   tokens_.resize(origins_.size() * static_cast<size_t>(pool.page_size()));
@@ -76,8 +81,10 @@ SharedPage PrefixCache::seal(WritablePage &&page, const PageHash &hash, const Pa
   TS_ASSERT(tokens.size() <= static_cast<size_t>(pool_.page_size()), "a page holds page_size tokens");
   std::ranges::copy(tokens, tokens_.begin() + static_cast<ptrdiff_t>(id * static_cast<size_t>(pool_.page_size())));
   origins_[id] = {parent, kNone};
-  const int32_t before = pages_.find(parent);
-  (before == kNone ? firsts_[first(parent)] : origins_[static_cast<size_t>(before)].last_child) = page.id();
+  if (!tokens.empty()) {
+    const int32_t before = pages_.find(parent);
+    (before == kNone ? firsts_[first(parent)] : origins_[static_cast<size_t>(before)].last_child) = page.id();
+  }
   const int32_t ghost = evicted_.find(hash);
   if (ghost != kNone) evicted_.erase(ghost);
   return pool_.seal(std::move(page), true, ghost != kNone);  // what comes back may well come again
@@ -85,7 +92,7 @@ SharedPage PrefixCache::seal(WritablePage &&page, const PageHash &hash, const Pa
 
 Miss PrefixCache::explain(const PageHash &hash, const PageHash &parent, std::span<const int32_t> tokens) const {
   if (!enabled_) return {TS_MISS_OFF, 0};
-  if (evicted_.find(hash) != kNone) return {TS_MISS_EVICTED, 0};
+  if (evicted_.find(hash) != kNone || holds(hash)) return {TS_MISS_EVICTED, 0};
   const int32_t before = pages_.find(parent);
   const int32_t sibling = before == kNone ? firsts_[first(parent)] : origins_[static_cast<size_t>(before)].last_child;
   if (sibling == kNone || !pages_.holds(sibling)) return {TS_MISS_NEW, 0};
@@ -96,10 +103,11 @@ Miss PrefixCache::explain(const PageHash &hash, const PageHash &parent, std::spa
   return {TS_MISS_NEW, static_cast<int32_t>(differs - tokens.begin())};
 }
 
-void PrefixCache::forget(const SharedPage &page) {
-  if (!enabled_ || !pages_.holds(page.id())) return;
-  pages_.erase(page.id());
-  pool_.set_unfindable(page.id());
+void PrefixCache::forget(const PageHash &hash) {
+  const int32_t page = enabled_ ? pages_.find(hash) : kNone;
+  if (page == kNone) return;
+  pages_.erase(page);
+  pool_.set_unfindable(page);
 }
 
 void PrefixCache::check() const {

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "cache_groups.h"
 #include "engine.h"
 #include "hash_index.h"
 #include "page_hash.h"
@@ -21,11 +22,14 @@ struct Miss {
 /// Finds sealed pages by hash, and hands out pages to write. Every operation costs O(1) expected.
 class PrefixCache {
  public:
-  /// `enabled` false: nothing is ever found. `pool` outlives the cache.
-  PrefixCache(PagePool &pool, bool enabled);
+  /// `enabled` false: nothing is ever found. `pool` outlives the cache. `groups`: whose pages these are; their hashes differ
+  /// (PageHash::of_group).
+  PrefixCache(PagePool &pool, bool enabled, std::vector<CacheGroup> groups = {CacheGroup{}});
 
   const PagePool &pool() const { return pool_; }
   bool enabled() const { return enabled_; }
+  std::span<const CacheGroup> groups() const { return groups_; }
+  bool holds(const PageHash &hash) const { return enabled_ && pages_.find(hash) != kNone; }
 
   /// A reference to the page of that hash, if it is still here.
   std::optional<SharedPage> find(const PageHash &hash);
@@ -39,16 +43,18 @@ class PrefixCache {
   WritablePage allocate();
 
   /// `page` is full and `hash` names its content. Gives the page of that content from now on: `page` itself, or the
-  /// one that was indexed under this hash before, and then `page` is free. Its tokens and its parent's hash explain misses.
+  /// one that was indexed under this hash before, and then `page` is free. Its tokens and its parent's hash explain misses, if
+  /// they are given.
   SharedPage seal(WritablePage &&page, const PageHash &hash, const PageHash &parent = {},
                   std::span<const int32_t> tokens = {});
 
   /// Why the page named `hash`, which continues `parent`, is not here. `at` counts from the page's first token: how many of
-  /// `tokens` the page has in common with the one that was sealed last behind the same parent. O(page_size).
+  /// `tokens` the page has in common with the one that was sealed last behind the same parent. If it is here after all, but other
+  /// groups lack what it takes to go on behind it: evicted. O(page_size).
   Miss explain(const PageHash &hash, const PageHash &parent, std::span<const int32_t> tokens) const;
 
-  /// Nobody finds this page any more. Its references stay good.
-  void forget(const SharedPage &page);
+  /// Nobody finds the page of that hash any more, if it is here. Its references stay good.
+  void forget(const PageHash &hash);
 
   void check() const;  ///< asserts that index and pool agree; O(num_pages), for tests
 
@@ -65,6 +71,7 @@ class PrefixCache {
 
   PagePool &pool_;
   bool enabled_;
+  std::vector<CacheGroup> groups_;
   HashIndex pages_;              // [num_pages] by id
   HashIndex evicted_;            // [num_pages] what was evicted last
   int32_t next_evicted_ = 0;     // where in evicted_ the next one goes

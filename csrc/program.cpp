@@ -16,6 +16,7 @@ namespace {
 constexpr int64_t kMaxTokens = 1 << 20;
 constexpr int64_t kMaxPageSize = 4096;
 constexpr int64_t kMaxLayers = 1024;
+constexpr int64_t kMaxGroups = 16;               // of layers
 constexpr int64_t kMaxBytes = int64_t{1} << 46;  // of the arena, and of a page: no sum of a few leaves 64 bits
 constexpr size_t kMaxBuffers = 100'000;
 constexpr size_t kMaxBuckets = 32;
@@ -307,6 +308,21 @@ Launch parse_collective(const JsonNode &node, const Plan &plan, const Program &p
   return launch;
 }
 
+/// Of the layers whose caches a launch takes.
+int32_t group_of(const JsonNode &node, const Launch &launch, const Program &program) {
+  int32_t group = -1;
+  for (const Argument &argument : launch.arguments) {
+    if (argument.kind != Argument::Kind::kv) continue;
+    const int32_t of = program.layer_groups[static_cast<size_t>(argument.index)];
+    if (group >= 0 && of != group) {
+      fail(TS_BAD_PLAN, node.where(), " takes caches of the groups ", group, " and ", of,
+           ", wanted one: it sees one page table");
+    }
+    group = of;
+  }
+  return std::max(group, 0);
+}
+
 Launch parse_launch(const JsonNode &node, const Plan &plan, const Program &program, const Limits &limits) {
   if (node.find("collective")) return parse_collective(node, plan, program, limits);
   node.expect_keys({"args", "kernel", "op"}, {"stage", "tokens"});
@@ -327,7 +343,40 @@ Launch parse_launch(const JsonNode &node, const Plan &plan, const Program &progr
   check_count(args, 0, kMaxArguments);
   for (size_t i = 0; i < args.size(); ++i) launch.arguments.push_back(parse_argument(args.at(i), plan, program));
   check_overlap(node, launch, program.buffers);
+  launch.group = group_of(node, launch, program);
   return launch;
+}
+
+constexpr std::array<std::pair<std::string_view, CacheGroup::Kind>, 3> kGroupKinds = {
+    {{"full", CacheGroup::Kind::full},
+     {"window", CacheGroup::Kind::window},
+     {"recurrent", CacheGroup::Kind::recurrent}}};
+
+/// The cache groups, and which one each layer is of.
+void parse_groups(const JsonNode &node, const JsonNode &layers, Program &program) {
+  check_count(node, 1, kMaxGroups);
+  for (size_t i = 0; i < node.size(); ++i) {
+    const JsonNode item = node.at(i);
+    CacheGroup &group = program.groups.emplace_back();
+    group.kind = word_of(item["kind"], kGroupKinds);
+    if (group.kind == CacheGroup::Kind::window) {
+      item.expect_keys({"kind", "window"});
+      group.window = static_cast<int32_t>(item["window"].integer(1, std::numeric_limits<int32_t>::max()));
+    } else {
+      item.expect_keys({"kind"});
+    }
+  }
+  check_count(layers, 1, kMaxLayers);
+  program.num_layers = static_cast<int32_t>(layers.size());
+  program.layer_stages.assign(layers.size(), Launch::kEveryStage);
+  for (size_t i = 0; i < layers.size(); ++i) {
+    program.layer_groups.push_back(
+        static_cast<int32_t>(layers.at(i).integer(0, static_cast<int64_t>(node.size()) - 1)));
+  }
+  for (size_t i = 0; i < node.size(); ++i) {
+    if (std::ranges::count(program.layer_groups, static_cast<int32_t>(i)) > 0) continue;
+    fail(TS_BAD_PLAN, node.at(i).where(), " has no layers");
+  }
 }
 
 /// A layer's cache is on one stage, or on every.
@@ -419,9 +468,8 @@ Program parse_program(const Plan &plan, std::string_view target, int32_t rank) {
   program.arena_bytes = static_cast<uint64_t>(multiple(root["arena_bytes"], kAlignment, kMaxBytes, kAlignment));
   program.buffers = parse_buffers(root["buffers"], static_cast<int64_t>(program.arena_bytes));
   const JsonNode kv = root["kv"];
-  kv.expect_keys({"num_layers", "page_bytes"});
-  program.num_layers = static_cast<int32_t>(kv["num_layers"].integer(1, kMaxLayers));
-  program.layer_stages.assign(static_cast<size_t>(program.num_layers), Launch::kEveryStage);
+  kv.expect_keys({"groups", "layers", "page_bytes"});
+  parse_groups(kv["groups"], kv["layers"], program);
   program.page_bytes = static_cast<uint64_t>(multiple(kv["page_bytes"], kAlignment, kMaxBytes, kAlignment));
   parse_buckets(root["buckets"], plan, program);
   return program;

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "cache_groups.h"
 #include "plan.h"
 
 namespace ts {
@@ -97,7 +98,8 @@ struct Launch {
   std::string kernel;           ///< symbol in the target's shared object; empty for a collective
   int32_t stage = kEveryStage;  ///< whose ranks alone run it
   int32_t tokens_axis = -1;     ///< a kernel's: it sees this rank's part of the batch over that axis; -1: all of it
-  std::string op;               ///< what it computes, for messages and profiles
+  int32_t group = 0;  ///< a kernel's that takes layers' caches: their group, whose slots and page table it sees
+  std::string op;     ///< what it computes, for messages and profiles
   /// A collective's: its input, of a ragged_all_to_all the counts, and its output, which is a buffer apart from the others.
   std::vector<Argument> arguments;
   std::optional<Collective> collective;
@@ -122,12 +124,18 @@ struct Program {
   std::vector<Buffer> buffers;
   int32_t num_layers = 0;             ///< of the KV cache
   std::vector<int32_t> layer_stages;  ///< [num_layers] the stage whose ranks alone have the layer's cache
+  std::vector<CacheGroup> groups;     ///< of layers
+  std::vector<int32_t> layer_groups;  ///< [num_layers]
   uint64_t page_bytes = 0;            ///< of one layer's page
   std::vector<Bucket> buckets;        ///< the last one's limits are the program's
 
   bool is_here(int32_t of_stage) const { return of_stage == Launch::kEveryStage || of_stage == stage; }
-  int32_t layers_before(int32_t layer) const;  ///< that this rank has; of num_layers, all that it has
-  int32_t most_layers() const;                 ///< that any rank has
+
+  // A page of the pool belongs to one group at a time, and holds a part for each layer of it that the rank has: memory is as many
+  // slabs of num_pages * page_bytes as the largest group has layers, and a group's i-th layer lies in the i-th.
+  int32_t slab_of(int32_t layer) const;
+  int32_t num_slabs() const;   ///< that this rank has
+  int32_t most_slabs() const;  ///< that any rank has
 };
 
 /// Parses `tsp/program/<target>` for one rank of the plan's mesh, and checks all of it: ABI, limits against the model, buffers against

@@ -72,18 +72,35 @@ int64_t Collective::out_run(int64_t mine, int64_t all) const {
   return run;
 }
 
-int32_t Program::layers_before(int32_t layer) const {
-  const auto end = layer_stages.begin() + layer;
-  return static_cast<int32_t>(std::count_if(layer_stages.begin(), end, [this](int32_t s) { return is_here(s); }));
+namespace {
+
+/// Layers of the largest group on a stage; those on no stage of their own count on each.
+int32_t slabs_of_stage(const Program &program, int32_t stage) {
+  std::vector<int32_t> num_layers(program.groups.size());
+  for (size_t layer = 0; layer < program.layer_stages.size(); ++layer) {
+    const int32_t of = program.layer_stages[layer];
+    if (of != Launch::kEveryStage && of != stage) continue;
+    ++num_layers[static_cast<size_t>(program.layer_groups[layer])];
+  }
+  return std::ranges::max(num_layers);
 }
 
-int32_t Program::most_layers() const {
-  const auto everywhere = static_cast<int32_t>(std::ranges::count(layer_stages, Launch::kEveryStage));
-  int32_t most = everywhere;
-  for (const int32_t stage : layer_stages) {
-    if (stage == Launch::kEveryStage) continue;
-    most = std::max(most, everywhere + static_cast<int32_t>(std::ranges::count(layer_stages, stage)));
+}  // namespace
+
+int32_t Program::slab_of(int32_t layer) const {
+  int32_t slab = 0;
+  for (int32_t before = 0; before < layer; ++before) {
+    const auto b = static_cast<size_t>(before);
+    slab += layer_groups[b] == layer_groups[static_cast<size_t>(layer)] && is_here(layer_stages[b]) ? 1 : 0;
   }
+  return slab;
+}
+
+int32_t Program::num_slabs() const { return slabs_of_stage(*this, stage); }
+
+int32_t Program::most_slabs() const {
+  int32_t most = num_slabs();
+  for (const int32_t stage_of_layer : layer_stages) most = std::max(most, slabs_of_stage(*this, stage_of_layer));
   return most;
 }
 

@@ -23,6 +23,7 @@ struct RankLayout {
   std::array<int32_t, kMaxRanks> pids{};
   std::array<std::array<char, 64>, kMaxRanks> hosts{};  ///< their names, where there are several
   int32_t page_size = 0;                                ///< tokens of a page
+  int32_t num_groups = 1;                               ///< of caches (cache_groups.h)
   uint64_t batch_ints = 0;                              ///< int32 that the batch arrays take
   uint64_t staging_bytes = 0;                           ///< of one rank and one half: collectives alternate between two
 };

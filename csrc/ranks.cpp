@@ -22,8 +22,10 @@ RankLayout layout_of(const Program &program, const Mesh &mesh, int32_t num_pages
   RankLayout layout;
   layout.num_pages = num_pages;
   layout.page_size = limits.page_size;
-  layout.batch_ints = BatchArrays::num_ints(limits.max_tokens, limits.max_seqs,
-                                            (limits.max_context + limits.page_size - 1) / limits.page_size);
+  layout.num_groups = static_cast<int32_t>(program.groups.size());
+  layout.batch_ints =
+      BatchArrays::num_ints(limits.max_tokens, limits.max_seqs,
+                            page_table_width(program.groups, limits.max_context, limits.page_size), layout.num_groups);
   for (const Bucket &bucket : program.buckets) {
     for (const Launch &launch : bucket.launches) {
       if (!launch.collective) continue;

@@ -188,7 +188,7 @@ void check_lengths(const ts_request &request, const RequestLimits &limits) {
          request.max_tokens, ", together ", total, ", but the model's context holds ", limits.max_context,
          ": shorten the prompt or lower max_tokens");
   // The last output is never an input, so it needs no slot.
-  const int32_t num_pages = num_pages_for(static_cast<int32_t>(total) - 1, limits.page_size);
+  const int32_t num_pages = limits.pages_for(static_cast<int32_t>(total) - 1);
   demand(num_pages <= limits.num_pages, "the prompt's ", request.num_prompt, " tokens and max_tokens ",
          request.max_tokens, " need ", num_pages, " KV pages of ", limits.page_size, " tokens, but the engine has ",
          limits.num_pages, ": give it more (num_pages or kv_bytes), or ask for less");

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "cache_groups.h"
 #include "drafts.h"
 #include "engine.h"
 #include "prefix_cache.h"
@@ -23,9 +24,14 @@ struct RequestLimits {
   int32_t max_context = 0;
   int32_t page_size = 0;
   int32_t num_pages = 0;
+  int32_t token_budget = 0;  ///< tokens of a step
   bool prefix_cache = false;
   std::vector<int32_t> eos_token_ids;
   int32_t max_draft = 0;
+  std::vector<CacheGroup> groups = {CacheGroup{}};
+
+  /// The most that a sequence of so many tokens ever holds.
+  int32_t pages_for(int32_t num_tokens) const { return most_pages(groups, num_tokens, token_budget, page_size); }
 };
 
 /// How tokens are chosen from logits; the fields mean what ts_request says. csrc/sampler.h has the order in which they
@@ -116,10 +122,6 @@ struct Sequence {
   std::optional<ts_finish> finish() const;
   bool stops_at(int32_t token) const;  ///< whether it is an end or stop token
 };
-
-constexpr int32_t num_pages_for(int32_t num_tokens, int32_t page_size) {
-  return (num_tokens + page_size - 1) / page_size;
-}
 
 /// Checks a request and takes a copy of all it needs. Throws Error(TS_BAD_REQUEST) naming the field, what was found
 /// and what is wanted. Costs O(prompt): it runs on the caller's thread, hashing included.

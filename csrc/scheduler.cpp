@@ -33,11 +33,11 @@ std::optional<Batch> Scheduler::schedule() {
   return Batch(std::exchange(running_, {}), arrays_.view(), logit_rows_);
 }
 
-/// Ends leases of an owner until it has a page available. False if it has none even so.
-bool Scheduler::make_room(int32_t owner) {
+/// Ends leases of an owner until it has so many pages available. False if it has not even so.
+bool Scheduler::make_room(int32_t owner, int32_t num_pages) {
   Leases &leases = leases_of_[static_cast<size_t>(owner)];
-  while (pool(owner).num_available() == 0 && !leases.empty()) leases.end_soonest();
-  return pool(owner).num_available() > 0;
+  while (pool(owner).num_available() < num_pages && !leases.empty()) leases.end_soonest();
+  return pool(owner).num_available() >= num_pages;
 }
 
 /// Gives every decode the slot of its next token. False if sequences had to be preempted for that.
@@ -52,15 +52,15 @@ bool Scheduler::grow_decodes() {
       continue;
     }
     const int32_t num_tokens = decoding->sequence().num_tokens();
-    const bool crosses = num_tokens > decoding->context().num_pages() * options_.page_size;
+    const int32_t missing = decoding->context().num_missing(options_.groups, num_tokens, options_.page_size);
     const int32_t owner = decoding->sequence().owner;
-    if (crosses && !make_room(owner)) {
+    if (missing > 0 && !make_room(owner, missing)) {
       preempt(youngest());
       enough = false;
       r = 0;  // rows have moved; those that have their slot keep it
       continue;
     }
-    decoding->context().reserve(cache_.of(owner), num_tokens, arrays_.row(r));
+    if (missing > 0) decoding->context().reserve(cache_.of(owner), num_tokens, arrays_.row(r));
     ++r;
   }
   return enough;
@@ -91,10 +91,17 @@ int32_t Scheduler::fitting(int32_t most, int64_t position) const {
   return fits;
 }
 
+/// Of a chunk of tokens from `position` on, those up to the last end of a page in it, if it has one and checkpoints are kept.
+int32_t Scheduler::to_checkpoint(int32_t chunk, int64_t position) const {
+  if (!checkpoints_) return chunk;
+  const int64_t end = (position + chunk) / options_.page_size * options_.page_size;
+  return end > position ? static_cast<int32_t>(end - position) : chunk;
+}
+
 /// How many of the next `most` tokens of a prompt, from `position` on, the step takes. It is charged with them.
 int32_t Scheduler::prompt_chunk(int32_t most, int64_t position) {
   const int32_t least = std::min(most, kLeastChunk - num_prompt_tokens_);
-  const int32_t chunk = std::max(fitting(most, position), least);
+  const int32_t chunk = to_checkpoint(std::max(fitting(most, position), least), position);
   if (chunk <= 0) return 0;
   num_prompt_tokens_ += chunk;
   load_.num_tokens += chunk;
@@ -109,10 +116,10 @@ bool Scheduler::grow_prefill(int32_t &left) {
     auto *prefilling = std::get_if<Prefilling>(&running(r).state);
     if (prefilling == nullptr) continue;
     PrefixCache &cache = cache_.of(prefilling->sequence().owner);
-    prefilling->adopt(cache, arrays_.row(r));
+    prefilling->adopt(cache, options_.token_budget / options_.page_size + 1, arrays_.row(r));
     const int32_t wanted = std::min(left + 1, prefilling->num_remaining());
-    make_room(prefilling->sequence().owner);
-    const int32_t room = (prefilling->context().num_pages() + cache.pool().num_available()) * options_.page_size;
+    make_room(prefilling->sequence().owner, num_groups());
+    const int32_t room = prefilling->context().room(options_.groups, cache.pool().num_available(), options_.page_size);
     const int32_t most = std::min(wanted, room - prefilling->num_computed());
     const int32_t chunk = most <= 0 ? 0 : prompt_chunk(most, prefilling->num_computed());
     if (chunk <= 0) {
@@ -151,28 +158,28 @@ const Sequence &Scheduler::next_waiting() {
 
 void Scheduler::reserve_one(const Running &seq) {
   const auto owner = static_cast<size_t>(seq.sequence().owner);
-  reserved_of_[owner] += seq.wants_pages(options_.page_size) ? 1 : 0;
+  reserved_of_[owner] += seq.wants_pages(options_.page_size) ? num_groups() : 0;
 }
 
 /// Admits the sequence whose turn it is, if an owner has room for all that it knows.
 bool Scheduler::admit_one(int32_t &left) {
   const Sequence &sequence = next_waiting();
-  std::vector<SharedPage> prefix;
+  Prefix prefix;
   int32_t owner = choose_owner(sequence, prefix);
   while (owner < 0 && running_.empty() && end_soonest_leases()) owner = choose_owner(sequence, prefix);
   if (owner < 0) return false;
-  const int32_t num_found = static_cast<int32_t>(prefix.size()) * options_.page_size;
+  const int32_t num_found = prefix.num_pages * options_.page_size;
   if (num_prompt_tokens_ >= kLeastChunk && fitting(1, num_found) == 0) {
     left = 0;  // not in this step
     return true;
   }
   for (Leases &leases : leases_of_) leases.end(sequence.session);  // what it left is `prefix` now, or of no use
 
-  const Miss miss = explain_miss(cache_.of(owner), sequence, static_cast<int32_t>(prefix.size()));
+  const Miss miss = explain_miss(cache_.of(owner), sequence, prefix.num_pages);
   const int32_t r = make_row(owner);
   const std::span<int32_t> row = arrays_.row(r);
   const int32_t missing = sequence.num_tokens() - num_found;
-  Prefilling state = take_turn(Admit{std::move(prefix), row, owner, miss}, missing);
+  Prefilling state = take_turn(Admit{cache_.of(owner), std::move(prefix), row, owner, miss}, missing);
 
   const int32_t chunk = prompt_chunk(std::min(left, state.num_remaining()), state.num_computed());
   state.context().reserve(cache_.of(owner), state.num_computed() + chunk, row);
@@ -202,15 +209,19 @@ Prefilling Scheduler::take_turn(Admit &&admit, int32_t missing) {
 
 /// The owner that has most of the sequence's prefix, which comes with it, else most pages left; of those with room for all that the
 /// sequence knows beside the reserved pages, or else it would soon be preempted again. -1 if there is none.
-int32_t Scheduler::choose_owner(const Sequence &sequence, std::vector<SharedPage> &prefix) {
+int32_t Scheduler::choose_owner(const Sequence &sequence, Prefix &prefix) {
   int32_t best = -1, most_left = 0;
   for (int32_t owner = 0; owner < cache_.num_owners(); ++owner) {
-    std::vector<SharedPage> found = match_prefix(cache_.of(owner), sequence, 0);
-    const int32_t missing =
-        num_pages_for(sequence.num_tokens(), options_.page_size) - static_cast<int32_t>(found.size());
+    Prefix found = match_prefix(cache_.of(owner), sequence, 0);
+    int32_t missing = 0;
+    for (size_t g = 0; g < options_.groups.size(); ++g) {
+      const CacheGroup &group = options_.groups[g];
+      const int32_t most = group.most_pages(sequence.num_tokens(), options_.token_budget, options_.page_size);
+      missing += std::max(0, most - found.num_held(g));
+    }
     const int32_t left = pool(owner).num_available() - reserved_of_[static_cast<size_t>(owner)] - missing;
     if (left < 0) continue;
-    const bool better = found.size() > prefix.size() || (found.size() == prefix.size() && left > most_left);
+    const bool better = found.num_pages > prefix.num_pages || (found.num_pages == prefix.num_pages && left > most_left);
     if (best >= 0 && !better) continue;
     best = owner;
     most_left = left;

@@ -28,10 +28,13 @@ struct SchedulerOptions {
   int32_t num_pages = 0;   ///< of each owner
   int32_t num_owners = 1;  ///< parts that sequences and the KV cache are shared out in (CacheParts)
   bool prefix_cache = false;
+  std::vector<CacheGroup> groups = {CacheGroup{}};
   int64_t patience_ms = 10'000;  ///< see FairQueue
   StepCost cost = {};            ///< what a step takes; has to be known for a target, and for drafts
   int64_t target_step_ns = 0;    ///< what a step with decodes may take, so that prefills do not stall them; 0: any time
-  int32_t max_draft = 0;         ///< tokens of one sequence that a step may guess; Draft::kMost at most
+  /// Tokens of one sequence that a step may guess; Draft::kMost at most. None with a recurrent group: a state cannot be taken
+  /// back to before what was guessed wrong.
+  int32_t max_draft = 0;
   bool drafts_at_any_cost = false;       ///< as if tokens beside the first took no time
   Generations::Options earlier = {};     ///< what is kept of earlier requests for drafts, if there are drafts
   std::span<int32_t> batch_memory = {};  ///< where the batch arrays lie: see BatchArrays
@@ -100,7 +103,7 @@ class Batch {
     Context &context();
     int32_t num_computed() const;
     bool wants_logits() const { return num_computed() + num_tokens >= sequence().num_tokens(); }
-    bool wants_pages(int32_t page_size) const;  // before its last token
+    bool wants_pages(int32_t page_size) const;  // of each group one, before its last token
     bool goes_on(int32_t ahead, int32_t token) const;
   };
 
@@ -167,6 +170,9 @@ inline int32_t Batch::Running::num_computed() const {
 /// kLeastChunk of a prompt in any case, so that prompts move on even where the target cannot be met. So decodes wait at most for the
 /// target, or for themselves with kLeastChunk tokens more.
 ///
+/// With recurrent groups a chunk that would go past the end of a page stops at the last one that it reaches, because only there a
+/// checkpoint is kept, which others, and the sequence itself when it was preempted, go on from.
+///
 /// With several owners a sequence belongs to that whose cache has most of its prefix, else to that with most pages left; a step's
 /// sequences are sorted by owner.
 class Scheduler {
@@ -219,10 +225,11 @@ class Scheduler {
   template <class Wanted, class Why>
   void end_waiting(const Wanted &wanted, const Why &why);
   void time_out();
-  bool make_room(int32_t owner);
+  bool make_room(int32_t owner, int32_t num_pages);
   bool end_soonest_leases();
   int32_t fitting(int32_t most, int64_t position) const;
   int32_t prompt_chunk(int32_t most, int64_t position);
+  int32_t to_checkpoint(int32_t chunk, int64_t position) const;
   bool grow_decodes();
   bool grow_prefill(int32_t &left);
   void draft(int32_t left);
@@ -231,7 +238,7 @@ class Scheduler {
   const Sequence &next_waiting();
   bool admit_one(int32_t &left);
   Prefilling take_turn(Admit &&admit, int32_t missing);
-  int32_t choose_owner(const Sequence &sequence, std::vector<SharedPage> &prefix);
+  int32_t choose_owner(const Sequence &sequence, Prefix &prefix);
   void reserve_one(const Running &seq);
   int32_t make_row(int32_t owner);
   void move_row(int32_t from, int32_t to);
@@ -245,6 +252,8 @@ class Scheduler {
   int32_t youngest() const;
   void remove(int32_t r);
   void remove_ended();
+  void set_slots(int32_t r, int32_t first_token);
+  int32_t num_groups() const { return static_cast<int32_t>(options_.groups.size()); }
   Running &running(int32_t r) { return running_[static_cast<size_t>(r)]; }
 
   SchedulerOptions options_;
@@ -255,7 +264,7 @@ class Scheduler {
   std::deque<Preempted> preempted_;  // in the order in which they were admitted
   std::vector<Running> running_;     // index: row of the page table; sorted by owner; empty while a batch is in flight
   std::vector<int32_t> num_running_of_;  // each owner
-  std::vector<int32_t> reserved_of_;     // each owner: pages that those that run already may still want, one each
+  std::vector<int32_t> reserved_of_;  // each owner: pages that those that run already may still want, one a group each
   std::vector<LogitRow> logit_rows_;
   Generations earlier_;
   std::vector<Finished> finished_;
@@ -268,6 +277,7 @@ class Scheduler {
   int64_t now_ms_ = 0;
   int64_t next_deadline_ms_ = kNever;  // of those that live, or earlier
   bool in_flight_ = false;
+  const bool checkpoints_;                  // there are recurrent groups, and what they leave can be found again
   std::optional<uint64_t> short_of_pages_;  // arrival of who did not fit, where nothing has changed that
 };
 

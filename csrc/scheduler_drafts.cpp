@@ -18,8 +18,9 @@ void Scheduler::draft(int32_t left) {
     if (decoding == nullptr || decoding->sequence().drafts == nullptr) continue;
     const Sequence &sequence = decoding->sequence();
     sequence.drafts->earn(token_ns);
-    const int32_t spare = pool(sequence.owner).num_available() > num_running() ? 1 : 0;
-    const int32_t room = (decoding->context().num_pages() + spare) * options_.page_size - sequence.num_tokens();
+    const bool spare = pool(sequence.owner).num_available() >= num_groups() * (num_running() + 1);
+    const int32_t room =
+        decoding->context().room(options_.groups, spare ? num_groups() : 0, options_.page_size) - sequence.num_tokens();
     const int32_t before_last = sequence.max_tokens - sequence.num_outputs() - 1;
     const int32_t most = fitting(std::min({options_.max_draft, left, rows, room, before_last}), sequence.num_tokens());
     if (most <= 0) continue;

@@ -10,16 +10,19 @@ namespace ts {
 
 Scheduler::Scheduler(const SchedulerOptions &options)
     : options_(options),
-      cache_(options.num_owners, options.num_pages, options.page_size, options.prefix_cache),
-      arrays_(options.token_budget, options.max_seqs, num_pages_for(options.max_context, options.page_size),
-              options.batch_memory),
+      cache_(options.num_owners, options.num_pages, options.page_size, options.prefix_cache, options.groups),
+      arrays_(options.token_budget, options.max_seqs,
+              page_table_width(options.groups, options.max_context, options.page_size),
+              static_cast<int32_t>(options.groups.size()), options.batch_memory),
       queue_(options.patience_ms),
       earlier_(options.earlier),
-      cost_(options.cost) {
+      cost_(options.cost),
+      checkpoints_(options.prefix_cache && any_recurrent(options.groups)) {
   TS_ASSERT(options.token_budget >= 1 && options.max_seqs >= 1, "a step holds at least one token of one sequence");
   TS_ASSERT(options.max_draft >= 0 && options.max_draft <= Draft::kMost, "a draft has room for so many tokens");
   TS_ASSERT(options.target_step_ns == 0 || options.cost.known(), "a target needs to know what steps take");
   TS_ASSERT(options.max_draft == 0 || options.drafts_at_any_cost || options.cost.known(), "so do drafts");
+  if (any_recurrent(options.groups)) options_.max_draft = 0;
   const auto max_seqs = static_cast<size_t>(options.max_seqs);
   running_.reserve(max_seqs);
   logit_rows_.reserve(max_seqs);
@@ -32,7 +35,8 @@ Scheduler::Scheduler(const SchedulerOptions &options)
 void Scheduler::submit(std::unique_ptr<Sequence> sequence, int64_t waited_ms) {
   TS_ASSERT(sequence->page_size == options_.page_size, "a sequence is made for this scheduler's pages");
   TS_ASSERT(sequence->hashed == options_.prefix_cache, "a sequence has hashes if there is a prefix cache");
-  TS_ASSERT(num_pages_for(sequence->num_prompt + sequence->max_tokens - 1, options_.page_size) <= options_.num_pages,
+  TS_ASSERT(most_pages(options_.groups, sequence->num_prompt + sequence->max_tokens - 1, options_.token_budget,
+                       options_.page_size) <= options_.num_pages,
             "a request that can never fit is refused before it comes here");
   sequence->arrival = next_arrival_++;
   if (sequence->timeout_ms > 0) sequence->deadline_ms = now_ms_ - waited_ms + sequence->timeout_ms;
@@ -152,8 +156,7 @@ void Scheduler::check() const {
     num_prefilling += std::holds_alternative<Prefilling>(seq.state) ? 1 : 0;
     TS_ASSERT(preempted_.empty() || seq.sequence().turn < preempted_.front().sequence().turn, "the oldest run");
     TS_ASSERT(seq.sequence().deadline_ms > now_ms_, "nothing runs past its deadline");
-    TS_ASSERT(seq.context().num_pages() * options_.page_size >= seq.num_computed(), "what was computed lies in pages");
-    TS_ASSERT(seq.context().num_sealed() == seq.num_computed() / options_.page_size, "full pages are sealed");
+    seq.context().check(options_.groups, seq.num_computed(), options_.page_size);
   }
   const auto by_owner = [](const Running &a, const Running &b) { return a.sequence().owner < b.sequence().owner; };
   TS_ASSERT(std::is_sorted(running_.begin(), running_.end(), by_owner), "those of an owner are together");

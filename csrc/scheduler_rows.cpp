@@ -16,7 +16,7 @@ int32_t Scheduler::youngest() const {
 
 void Scheduler::move_row(int32_t from, int32_t to) {
   running(to) = std::move(running(from));
-  arrays_.move_row(from, to, running(to).context().num_pages());
+  arrays_.move_row(from, to, running(to).context().num_entries(options_.groups));
 }
 
 /// The row behind those of `owner`: of each owner after it, the first sequence moves behind the last. If it is no new row, what
@@ -29,7 +29,7 @@ int32_t Scheduler::make_row(int32_t owner) {
     const int32_t first = row - count;
     if (row == num_running()) {
       running_.push_back(std::move(running(first)));
-      arrays_.move_row(first, row, running_.back().context().num_pages());
+      arrays_.move_row(first, row, running_.back().context().num_entries(options_.groups));
     } else {
       move_row(first, row);
     }
@@ -62,7 +62,9 @@ void Scheduler::remove_ended() {
 }
 
 void Scheduler::fill_arrays() {
-  arrays_.clear();
+  int32_t num_tokens = 0;
+  for (const Running &seq : running_) num_tokens += seq.num_tokens;
+  arrays_.clear(num_tokens);
   logit_rows_.clear();
   for (int32_t r = 0; r < num_running(); ++r) {
     const Running &seq = running(r);
@@ -71,9 +73,10 @@ void Scheduler::fill_arrays() {
     const int32_t end = begin + seq.num_tokens;
     const int32_t known = sequence.num_tokens();
     TS_ASSERT(seq.num_tokens >= 1 && end <= known + seq.draft.size, "every running sequence has tokens in every step");
+    const int32_t first_token = arrays_.num_tokens();
     arrays_.add_sequence(end);
     for (int32_t p = begin; p < end;) {
-      const WritablePage &page = seq.context().open_page(p, options_.page_size);
+      const WritablePage &page = seq.context().open_page(options_.groups, 0, p, options_.page_size);
       int32_t offset = p % options_.page_size;
       for (; p < end && offset < options_.page_size; ++p) {
         const int32_t token =
@@ -82,6 +85,22 @@ void Scheduler::fill_arrays() {
         if (p < known - 1) continue;
         arrays_.want_logits();
         logit_rows_.push_back({r, p - (known - 1)});
+      }
+    }
+    if (num_groups() > 1) set_slots(r, first_token);
+  }
+}
+
+/// Of the r-th sequence's tokens, the first of which is `first_token` of the step, in the groups behind the first.
+void Scheduler::set_slots(int32_t r, int32_t first_token) {
+  const Running &seq = running(r);
+  const int32_t begin = seq.num_computed(), end = begin + seq.num_tokens, page_size = options_.page_size;
+  for (int32_t g = 1; g < num_groups(); ++g) {
+    int32_t token = first_token;
+    for (int32_t p = begin; p < end;) {
+      const WritablePage &page = seq.context().open_page(options_.groups, static_cast<size_t>(g), p, page_size);
+      for (const int32_t stop = std::min(end, (p / page_size + 1) * page_size); p < stop; ++p) {
+        arrays_.set_slot(g, token++, page.slot(p % page_size));
       }
     }
   }

@@ -2,12 +2,13 @@
 
 #include <algorithm>
 
+#include "batch.h"
 #include "text.h"
 
 namespace ts {
 
-TokenParts::TokenParts(const Mesh &mesh, int32_t rank, int32_t max_seqs, int64_t slots_per_owner)
-    : slots_per_owner_(slots_per_owner) {
+TokenParts::TokenParts(const Mesh &mesh, int32_t rank, int32_t max_seqs, int64_t slots_per_owner, int32_t num_groups)
+    : slots_per_owner_(slots_per_owner), groups_(static_cast<size_t>(num_groups - 1) * (mesh.axes.size() + 1)) {
   for (int32_t axis = 0; axis < static_cast<int32_t>(mesh.axes.size()); ++axis) {
     Part &part = parts_.emplace_back();
     const auto size = static_cast<size_t>(mesh.axes[static_cast<size_t>(axis)].size);
@@ -30,6 +31,12 @@ void TokenParts::set(const ts_batch &batch) {
     part.batch.token_ids = batch.token_ids + first;
     part.batch.positions = batch.positions + first;
     part.batch.slots = batch.slots + first;
+  }
+  const size_t each = parts_.size() + 1;
+  const auto num_groups = static_cast<int32_t>(groups_.size() / each) + 1;
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    const ts_batch &first_of = first_group(static_cast<int32_t>(i % each) - 1);
+    groups_[i] = group_batch(first_of, static_cast<int32_t>(i / each) + 1, num_groups, batch.num_tokens);
   }
 }
 

@@ -19,7 +19,8 @@ class TokenParts {
   static constexpr int32_t kWhole = -1;  ///< no axis: all tokens
 
   /// `slots_per_owner`: of the cache, those of one coordinate of an axis by sequence.
-  TokenParts(const Mesh &mesh, int32_t rank, int32_t max_seqs, int64_t slots_per_owner);
+  /// `num_groups`: of caches (cache_groups.h).
+  TokenParts(const Mesh &mesh, int32_t rank, int32_t max_seqs, int64_t slots_per_owner, int32_t num_groups = 1);
   TokenParts(const TokenParts &) = delete;
   TokenParts &operator=(const TokenParts &) = delete;
 
@@ -32,8 +33,11 @@ class TokenParts {
   }
 
   /// What this rank has over an axis, or the whole batch. The address stays. Of a part in equal parts only the arrays of tokens may
-  /// be read.
-  const ts_batch &of(int32_t axis) const { return axis == kWhole ? whole_ : parts_[static_cast<size_t>(axis)].batch; }
+  /// be read. `group`: whose slots and page table.
+  const ts_batch &of(int32_t axis, int32_t group = 0) const {
+    return group == 0 ? first_group(axis)
+                      : groups_[static_cast<size_t>(group - 1) * (parts_.size() + 1) + static_cast<size_t>(axis + 1)];
+  }
 
  private:
   struct Part {
@@ -45,12 +49,16 @@ class TokenParts {
     ts_batch batch{};
   };
 
+  const ts_batch &first_group(int32_t axis) const {
+    return axis == kWhole ? whole_ : parts_[static_cast<size_t>(axis)].batch;
+  }
   void share_equally(Part &part) const;
   void share_sequences(Part &part) const;
 
   const int64_t slots_per_owner_;
   std::vector<Part> parts_;  // an axis each
   ts_batch whole_{};
+  std::vector<ts_batch> groups_;  // [num_groups - 1, 1 + axes] the same, of the groups behind the first
 };
 
 }  // namespace ts

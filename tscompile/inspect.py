@@ -152,11 +152,17 @@ def target_lines(target: dict[str, Any]) -> list[str]:
     limits, kv = target["limits"], target["kv"]
     buffers = target["buffers"]
     unshared = sum(buffer["bytes"] for buffer in buffers)
+    counts = [kv["layers"].count(index) for index in range(len(kv["groups"]))]
+    most_layers = max(counts)  # a page holds the layers of one group
+    caches = ", ".join(
+        f"{count} of {group['kind']}" + (f" {group['window']}" if "window" in group else "")
+        for count, group in zip(counts, kv["groups"], strict=True)
+    )
     lines = [
         f"{target['target']}: steps of up to {limits['max_tokens']} tokens and {limits['max_seqs']} "
         f"sequences; kernels {size(target['kernels_bytes'])}",
         f"  arena {size(target['arena_bytes'])} for {len(buffers)} buffers of {size(unshared)}; KV cache "
-        f"{size(kv['page_bytes'] * kv['num_layers'])} a page of {limits['page_size']} tokens",
+        f"{size(kv['page_bytes'] * most_layers)} a page of {limits['page_size']} tokens; layers {caches}",
     ]
 
     def text(argument: dict[str, Any]) -> str:

@@ -67,7 +67,7 @@ class Plane {
  public:
   Plane(int32_t num_seqs, int32_t context, int32_t num_pages)
       : context_(context),
-        limits_{kPromptVocab, context + kRoom, kPageSize, num_pages, true, {}},
+        limits_(limits_of(options_of(num_seqs, context, num_pages))),
         scheduler_(options_of(num_seqs, context, num_pages).scheduler) {
     outcomes_.reserve(static_cast<size_t>(num_seqs) + 1);
   }

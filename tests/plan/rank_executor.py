@@ -50,9 +50,7 @@ class RankExecutor:
         ranks = range(self.mesh.num_ranks)
         self.num_pages = num_pages  # of each owner of sequences; numbered over all of them
         self.arenas = [aligned(self.program["arena_bytes"]) for _ in ranks]
-        self.caches = [
-            [aligned(num_pages * kv["page_bytes"]) for _ in range(kv["num_layers"])] for _ in ranks
-        ]
+        self.caches = [[aligned(num_pages * kv["page_bytes"]) for _ in kv["layers"]] for _ in ranks]
 
     def run(self, batch: Batch) -> list[np.ndarray]:
         """One step; each rank's logits [L, vocab_size], of the first stage's ranks."""

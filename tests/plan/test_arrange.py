@@ -27,7 +27,7 @@ PROGRAM = {
         {"name": "att", "offset": 0, "bytes": 65536},
         {"name": "logits", "offset": 0, "bytes": 8192},
     ],
-    "kv": {"num_layers": 1, "page_bytes": 2 * 2 * 32 * 64 * 2},
+    "kv": {"groups": [{"kind": "full"}], "layers": [0], "page_bytes": 2 * 2 * 32 * 64 * 2},
     "buckets": [
         {
             "max_tokens": 512,

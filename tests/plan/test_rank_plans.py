@@ -161,7 +161,7 @@ def explains_stages(path: Path, num_stages: int, sends: list[tuple[int, int]]) -
     report = explain(path)
     kv = Plan(path).json(f"tsp/program/{best_target()}")["kv"]
     assert [row["stage"] for row in report["stages"]] == list(range(num_stages))
-    assert sum(row["layers"] for row in report["stages"]) == kv["num_layers"]
+    assert sum(row["layers"] for row in report["stages"]) == len(kv["layers"])
     weights = {w["weight"]: w["stages"] for w in report["weights"]}
     assert all(stages for stages in weights.values())
     assert weights["rope_table"] == [row["stage"] for row in report["stages"] if row["layers"]]

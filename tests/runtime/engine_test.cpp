@@ -44,7 +44,7 @@ class Engine {
 
   explicit Engine(const EngineOptions &options, Hook hook = {})
       : options(options),
-        model_(options.vocab_size, options.scheduler.num_pages, options.scheduler.page_size),
+        model_(options),
         core(std::make_unique<EngineCore>(
             options,
             [this, hook = std::move(hook)](const ts_batch &batch) {

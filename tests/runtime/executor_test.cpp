@@ -113,6 +113,38 @@ TEST(Executor, FlushesDenormalsOnEveryThread) {
   EXPECT_GT(smallest * 0.5F, 0.0F);  // the caller's own mode is back
 }
 
+// Two layers, each of its own group: one slab of memory, in which pages of both lie.
+TEST(Executor, EachGroupHasItsPageTable) {
+  TestPlan plan = runnable_plan();
+  plan.edit_program(best_target(), [](Json &program) {
+    program["kv"]["groups"] = {{{"kind", "full"}}, {{"kind", "window"}, {"window", 100}}};
+    program["kv"]["layers"] = {0, 1};
+  });
+  const Loaded loaded(plan);
+  ExecutorOptions o = options(2, 0);
+  o.kv_bytes = int64_t{5} * kPageSize * kWidth * 4;
+  Executor executor(loaded.plan, o);
+  EXPECT_EQ(executor.num_pages(), 5) << "a page is of one layer's size: no group has more";
+  EXPECT_EQ(executor.groups().size(), 2U);
+  Reference reference;
+  const std::vector<int32_t> pages = {4, 1}, others = {0, 3};  // of the two groups
+  int position = 0;
+  for (const int num_tokens : {20, 15, 1}) {
+    Step one, two;
+    const std::vector<int32_t> ids(static_cast<size_t>(num_tokens), num_tokens);
+    one.add(ids, position, pages);
+    two.add(ids, position, others);
+    Step both = one;
+    both.slots.insert(both.slots.end(), two.slots.begin(), two.slots.end());
+    both.page_table.insert(both.page_table.end(), two.page_table.begin(), two.page_table.end());
+    both.take();
+    both.batch.page_table_stride = 8;
+    executor.run(both.batch);
+    expect_logits(executor, reference.run(one, {0}));
+    position += num_tokens;
+  }
+}
+
 TEST(Executor, TellsItsLimits) {
   const Loaded loaded(runnable_plan());
   const Executor executor(loaded.plan, options(2, 7));

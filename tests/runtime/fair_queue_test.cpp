@@ -16,7 +16,7 @@ class FairQueueTest : public testing::Test {
     toy::Request request = toy::request(id, 4, 4);
     request.priority = priority;
     request.tenant = tenant;
-    auto sequence = make_sequence(request.abi(), toy::limits_of(toy::small()));
+    auto sequence = make_sequence(request.abi(), limits_of(toy::small()));
     sequence->arrival = next_arrival_++;
     queue_.push(std::move(sequence), now_ms);
     queue_.check();

@@ -142,7 +142,7 @@ inline Json test_program(const std::string &target) {
                         {{"name", "y"}, {"offset", rows}, {"bytes", rows}},
                         {{"name", "z"}, {"offset", 2 * rows}, {"bytes", rows}},
                         {{"name", "logits"}, {"offset", 3 * rows}, {"bytes", kMaxSeqs * kLogitsStride * 4}}};
-  program["kv"] = {{"num_layers", 2}, {"page_bytes", kPageSize * kWidth * 4}};
+  program["kv"] = {{"groups", {{{"kind", "full"}}}}, {"layers", {0, 0}}, {"page_bytes", kPageSize * kWidth * 4}};
   const Json launches = Json::array(
       {launch("test_embed", {table, buffer(0)}), launch("test_mix", {buffer(0), buffer(1)}),
        launch("test_write", {buffer(1), {{"kv", 0}}}), launch("test_attend", {{{"kv", 0}}, buffer(2)}),

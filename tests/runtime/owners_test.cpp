@@ -142,6 +142,25 @@ TEST(TokenParts, AreInEqualPartsOrBySequence) {
   }
 }
 
+TEST(TokenParts, HaveSlotsAndPageTableOfEachGroup) {
+  const Mesh mesh{{{"dp", 3}, {"tp", 2}}};
+  Arrays arrays;
+  arrays.slots.insert(arrays.slots.end(), {1, 2, 3, 14, 41, 42, 39});
+  for (int32_t rank = 0; rank < 6; ++rank) {
+    TokenParts parts(mesh, rank, 4, 16, 2);
+    parts.set(arrays.batch());  // of each row of two entries, one is of each group
+    EXPECT_EQ(parts.of(TokenParts::kWhole, 0).slots, arrays.slots.data());
+    EXPECT_EQ(parts.of(TokenParts::kWhole, 1).slots, arrays.slots.data() + 7);
+    EXPECT_EQ(parts.of(TokenParts::kWhole, 1).page_table, arrays.page_table.data() + 1);
+    EXPECT_EQ(parts.of(1, 1).slots, arrays.slots.data() + 7 + (rank % 2 == 0 ? 0 : 4));
+    EXPECT_EQ(parts.of(1, 1).num_tokens, parts.of(1, 0).num_tokens);
+    if (rank / 2 == 1) continue;  // has no tokens
+    EXPECT_EQ(parts.of(0, 1).slots, parts.of(0, 0).slots + 7);
+    EXPECT_EQ(parts.of(0, 1).page_table, parts.of(0, 0).page_table + 1);
+    EXPECT_EQ(parts.of(0, 1).query_start, parts.of(0, 0).query_start);
+  }
+}
+
 TEST(TokenParts, WantSequencesSortedByOwner) {
   const Mesh mesh{{{"dp", 3}}};
   Arrays arrays;

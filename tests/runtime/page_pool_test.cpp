@@ -133,7 +133,7 @@ TEST(PagePool, RandomUseKeepsEveryInvariant) {
     } else if (what == 4) {
       if (auto found = cache.find(hash_of(static_cast<int32_t>(random() % 24)))) shared.push_back(std::move(*found));
     } else if (what == 5 && !shared.empty()) {
-      if (random() % 4 == 0) cache.forget(shared.back());
+      if (random() % 4 == 0) cache.forget(hash_of(static_cast<int32_t>(random() % 24)));
       if (random() % 4 == 0 && !writable.empty()) writable.pop_back();
       shared.push_back(shared[random() % shared.size()].share());
     }

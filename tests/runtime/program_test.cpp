@@ -163,8 +163,23 @@ TEST(Program, RefusesOverlapWithinALaunch) {
 }
 
 TEST(Program, ChecksCacheAndLogits) {
-  expect_in(edited([](Json &p) { p["kv"]["num_layers"] = 0; }), {"kv.num_layers is '0'"});
-  expect_in(edited([](Json &p) { p["kv"]["num_layers"] = 1; }), {"args[1].kv is '1', wanted an integer from 0 to 0"});
+  expect_in(edited([](Json &p) { p["kv"]["layers"] = Json::array(); }), {"kv.layers has 0 items, wanted 1 to 1024"});
+  expect_in(edited([](Json &p) { p["kv"]["layers"] = {0}; }), {"args[1].kv is '1', wanted an integer from 0 to 0"});
+  expect_in(edited([](Json &p) { p["kv"]["layers"] = {0, 1}; }),
+            {"kv.layers[1] is '1', wanted an integer from 0 to 0"});
+  expect_in(edited([](Json &p) { p["kv"]["groups"][1] = {{"kind", "recurrent"}}; }), {"kv.groups[1] has no layers"});
+  expect_in(edited([](Json &p) { p["kv"]["groups"][0]["kind"] = "half"; }),
+            {"groups[0].kind is 'half', wanted one of full, window, recurrent"});
+  expect_in(edited([](Json &p) { p["kv"]["groups"][0]["kind"] = "window"; }), {"kv.groups[0]", "window"});
+  expect_in(edited([](Json &p) { p["kv"]["groups"][0] = {{"kind", "window"}, {"window", 0}}; }),
+            {"groups[0].window is '0', wanted an integer from 1"});
+  expect_in(edited([](Json &p) {
+              p["kv"] = {{"groups", {{{"kind", "full"}}, {{"kind", "window"}, {"window", 9}}}},
+                         {"layers", {0, 1}},
+                         {"page_bytes", p["kv"]["page_bytes"]}};
+              p["buckets"][0]["launches"][3]["args"].push_back({{"kv", 1}});
+            }),
+            {"launches[3] takes caches of the groups 0 and 1, wanted one"});
   expect_in(edited([](Json &p) { p["kv"]["page_bytes"] = 2049; }), {"kv.page_bytes is 2049, wanted a multiple of 64"});
   expect_in(edited([](Json &p) { p["kv"]["page_bytes"] = int64_t{1} << 62; }), {"kv.page_bytes"});
   expect_in(edited([](Json &p) { p["buckets"][0]["logits"]["buffer"] = 4; }), {"logits.buffer is '4'"});
@@ -349,12 +364,12 @@ TEST(ProgramOfStages, IsRead) {
   EXPECT_EQ(send.dst, 1);
   EXPECT_TRUE(first.is_here(first.buckets[0].launches[1].stage) && last.is_here(last.buckets[0].launches[1].stage));
   EXPECT_EQ(first.layer_stages, (std::vector<int32_t>{0, 1}));
-  EXPECT_EQ(first.layers_before(2), 1);  // each stage has one
-  EXPECT_EQ(last.layers_before(1), 0);
-  EXPECT_EQ(last.layers_before(2), 1);
-  EXPECT_EQ(first.most_layers(), 1);
-  EXPECT_EQ(parse(test_plan()).most_layers(), 2);
-  EXPECT_EQ(parse(test_plan()).layers_before(2), 2);
+  EXPECT_EQ(first.num_slabs(), 1);  // each stage has one layer
+  EXPECT_EQ(last.slab_of(1), 0);
+  EXPECT_EQ(last.num_slabs(), 1);
+  EXPECT_EQ(first.most_slabs(), 1);
+  EXPECT_EQ(parse(test_plan()).most_slabs(), 2);
+  EXPECT_EQ(parse(test_plan()).slab_of(1), 1);
 }
 
 TEST(ProgramOfStages, IsChecked) {

@@ -44,44 +44,111 @@ inline void logits_of(uint64_t value, bool poisoned, std::span<float> logits) {
   if (poisoned) logits[logits.size() / 2] = std::numeric_limits<float>::quiet_NaN();
 }
 
+/// The toy's layers, one a cache group, along one text. Of the tokens that it sees, a full or a window group adds up the values; a
+/// recurrent one mixes them, one after the other. A token's value depends on what all groups give, so one wrong value spoils all
+/// that follow, as a layer's does; so does the poison.
+class Layers {
+ public:
+  explicit Layers(std::span<const ts::CacheGroup> groups) : groups_(groups), sums_(groups.size()) {}
+
+  uint64_t state(size_t group) const { return sums_[group]; }
+  void set_state(size_t group, uint64_t state) { sums_[group] = state; }
+  bool poisoned() const { return poisoned_; }  ///< the last token
+
+  /// What a full group has of the tokens before those that follow.
+  void add(size_t group, uint64_t value) {
+    sums_[group] += value;
+    seen_ = seen_ || is_poison(group, value);
+  }
+
+  /// The next token: read(group, position) gives a value of a paged group, write(group, value) takes the token's. What all groups
+  /// give of it.
+  template <class Read, class Write>
+  uint64_t step(int32_t token, int32_t position, const Read &read, const Write &write) {
+    uint64_t before = 0;
+    bool poisoned = token == kPoison || seen_;
+    for (size_t g = 0; g < groups_.size(); ++g) {
+      if (groups_[g].kind == ts::CacheGroup::Kind::window) {
+        sums_[g] = 0;
+        for (int32_t p = std::max(0, position - groups_[g].window + 1); p < position; ++p) {
+          const uint64_t value = read(g, p);
+          sums_[g] += value;
+          poisoned = poisoned || is_poison(g, value);
+        }
+      }
+      poisoned = poisoned || (groups_[g].recurrent() && sums_[g] == kPoisonValue);
+      before += sums_[g];
+    }
+    const uint64_t value = poisoned ? kPoisonValue : value_of(token, position, before);
+    uint64_t out = 0;
+    poisoned_ = poisoned;
+    for (size_t g = 0; g < groups_.size(); ++g) {
+      if (groups_[g].recurrent()) {
+        sums_[g] = poisoned ? kPoisonValue : mix(sums_[g], value);
+      } else {
+        sums_[g] += value + g;
+        seen_ = seen_ || (poisoned && groups_[g].kind == ts::CacheGroup::Kind::full);
+        write(g, value + g);
+      }
+      out += sums_[g];
+    }
+    return out;
+  }
+
+ private:
+  static bool is_poison(size_t group, uint64_t value) { return value == kPoisonValue + group; }
+
+  std::span<const ts::CacheGroup> groups_;
+  std::vector<uint64_t> sums_;  // a recurrent group's state
+  bool poisoned_ = false;
+  bool seen_ = false;  // poison, by a full group
+};
+
 class Model {
  public:
-  /// `num_pages`: of each owner of sequences.
-  Model(int32_t vocab_size, int32_t num_pages, int32_t page_size, int32_t num_owners = 1)
-      : vocab_size_(vocab_size),
-        page_size_(page_size),
-        pages_each_(num_pages),
-        cache_(static_cast<size_t>(num_owners * num_pages * page_size)),
-        writer_(static_cast<size_t>(num_owners * num_pages)),
-        reader_(static_cast<size_t>(num_owners * num_pages)) {}
+  explicit Model(const ts::EngineOptions &options)
+      : groups_(options.scheduler.groups),
+        vocab_size_(options.vocab_size),
+        page_size_(options.scheduler.page_size),
+        pages_each_(options.scheduler.num_pages),
+        cache_(static_cast<size_t>(options.scheduler.num_owners * pages_each_ * page_size_)),
+        writer_(static_cast<size_t>(options.scheduler.num_owners * pages_each_)),
+        reader_(writer_.size()) {}
 
   ts::Logits run(const ts_batch &b) {
     check(b);
     logits_.resize(static_cast<size_t>(b.num_logits * vocab_size_));
     int32_t next_logit = 0;
     for (int32_t s = 0; s < b.num_seqs; ++s) {
-      const int32_t *row = b.page_table + static_cast<ptrdiff_t>(s) * b.page_table_stride;
-      const auto slot_of = [&](int32_t p) {
-        return static_cast<size_t>(row[p / page_size_] * page_size_ + p % page_size_);
+      const auto slot_of = [&](size_t g, int32_t p) {
+        return static_cast<size_t>(row(b, s, g)[p / page_size_] * page_size_ + p % page_size_);
       };
-      uint64_t sum = 0;
-      bool poisoned = false;
-      const auto read = [&](int32_t p) {
-        const uint64_t value = cache_.at(slot_of(p));
-        sum += value;
-        poisoned = poisoned || value == kPoisonValue;
+      const auto state_at = [&](size_t g, int32_t entry) -> uint64_t & {
+        return cache_.at(static_cast<size_t>(row(b, s, g)[entry] * page_size_));
       };
-      for (int32_t p = 0; p < b.positions[b.query_start[s]]; ++p) read(p);
+      Layers layers(groups_);
+      const int32_t begin = b.positions[b.query_start[s]];
+      for (size_t g = 0; g < groups_.size(); ++g) {
+        if (groups_[g].recurrent() && begin > 0) layers.set_state(g, state_at(g, 1));
+        if (groups_[g].kind != ts::CacheGroup::Kind::full) continue;
+        for (int32_t p = 0; p < begin; ++p) layers.add(g, cache_.at(slot_of(g, p)));
+      }
       for (int32_t t = b.query_start[s]; t < b.query_start[s + 1]; ++t) {
         const int32_t p = b.positions[t];
-        EXPECT_EQ(slot_of(p), static_cast<size_t>(b.slots[t])) << "the page table leads to where the token is written";
-        cache_.at(static_cast<size_t>(b.slots[t])) =
-            b.token_ids[t] == kPoison ? kPoisonValue : value_of(b.token_ids[t], p, sum);
-        read(p);
+        const auto read = [&](size_t g, int32_t at) { return cache_.at(slot_of(g, at)); };
+        const auto write = [&](size_t g, uint64_t value) {
+          const auto slot = static_cast<size_t>(b.slots[static_cast<ptrdiff_t>(g) * b.num_tokens + t]);
+          EXPECT_EQ(slot_of(g, p), slot) << "the page table leads to where the token is written";
+          cache_.at(slot) = value;
+        };
+        const uint64_t out = layers.step(b.token_ids[t], p, read, write);
         if (next_logit == b.num_logits || b.logit_rows[next_logit] != t) continue;
-        logits_of(sum, poisoned,
+        logits_of(out, layers.poisoned(),
                   std::span(logits_).subspan(static_cast<size_t>(next_logit++ * vocab_size_),
                                              static_cast<size_t>(vocab_size_)));
+      }
+      for (size_t g = 0; g < groups_.size(); ++g) {
+        if (groups_[g].recurrent()) state_at(g, 0) = layers.state(g);
       }
     }
     EXPECT_EQ(next_logit, b.num_logits) << "every row of logits is the last token of a sequence or in its middle";
@@ -89,8 +156,13 @@ class Model {
   }
 
  private:
-  /// What launch_abi.h promises to kernels, and that no two sequences write one page, and none reads what another
-  /// writes.
+  const int32_t *row(const ts_batch &b, int32_t s, size_t group) const {
+    const auto each = b.page_table_stride / static_cast<int32_t>(groups_.size());
+    return b.page_table + static_cast<ptrdiff_t>(s) * b.page_table_stride + static_cast<ptrdiff_t>(group) * each;
+  }
+
+  /// What launch_abi.h and cache_groups.h promise to kernels, and that no two write one page, and none reads what another writes:
+  /// no two sequences, nor two groups.
   void check(const ts_batch &b) {
     ASSERT_GE(b.num_seqs, 1);
     ASSERT_EQ(b.query_start[0], 0);
@@ -104,9 +176,14 @@ class Model {
       for (int32_t t = begin; t < end; ++t) {
         ASSERT_EQ(b.positions[t], b.context_len[s] - (end - t));
         ASSERT_TRUE(b.token_ids[t] >= 0 && b.token_ids[t] < vocab_size_);
-        int32_t &writer = writer_.at(static_cast<size_t>(b.slots[t] / page_size_));
-        ASSERT_TRUE(writer == -1 || writer == s) << "two sequences write a page";
-        writer = s;
+        for (size_t g = 0; g < groups_.size(); ++g) {
+          const int32_t page = b.slots[static_cast<ptrdiff_t>(g) * b.num_tokens + t] / page_size_;
+          int32_t &writer = writer_.at(static_cast<size_t>(page));
+          ASSERT_TRUE(writer == -1 || writer == who(s, g)) << "two write a page";
+          writer = who(s, g);
+          if (!groups_[g].recurrent()) continue;
+          ASSERT_EQ(page, row(b, s, g)[0]) << "a state is written elsewhere than its page";
+        }
       }
     }
     int32_t last_owner = 0;
@@ -114,21 +191,41 @@ class Model {
       const int32_t owner = b.slots[b.query_start[s]] / page_size_ / pages_each_;
       ASSERT_GE(owner, last_owner) << "sequences are not sorted by owner";
       last_owner = owner;
-      for (int32_t i = 0; i < ts::num_pages_for(b.context_len[s], page_size_); ++i) {
-        const auto page = static_cast<size_t>(b.page_table[s * b.page_table_stride + i]);
-        ASSERT_EQ(static_cast<int32_t>(page) / pages_each_, owner) << "a page is not its sequence's owner's";
-        ASSERT_NE(reader_.at(page), s) << "a page is twice in a context";
-        reader_[page] = s;
-        ASSERT_TRUE(writer_[page] == -1 || writer_[page] == s) << "a page is read while another writes it";
-      }
+      for (size_t g = 0; g < groups_.size(); ++g) check_reads(b, s, g, owner);
     }
   }
 
+  void check_reads(const ts_batch &b, int32_t s, size_t g, int32_t owner) {
+    const int32_t *pages = row(b, s, g);
+    const int32_t position = b.positions[b.query_start[s]];
+    int32_t first = 1, end = position > 0 ? 2 : 1;  // a state's
+    if (!groups_[g].recurrent()) {
+      first = groups_[g].first_page(position, page_size_);
+      end = ts::num_pages_for(b.context_len[s], page_size_);
+      const int32_t full = position / page_size_ * page_size_;
+      for (int32_t i = 0; i < groups_[g].first_page(full, page_size_); ++i) {
+        ASSERT_EQ(pages[i], ts::CacheGroup::kNoPage) << "a page is kept too long";
+      }
+    }
+    for (int32_t i = first; i < end; ++i) {
+      ASSERT_GE(pages[i], 0) << "a page that is read was given back";
+      const auto page = static_cast<size_t>(pages[i]);
+      ASSERT_EQ(pages[i] / pages_each_, owner) << "a page is not its sequence's owner's";
+      ASSERT_TRUE(reader_.at(page) / kMostGroups != s || reader_[page] < 0) << "a page is twice in a context";
+      reader_[page] = who(s, g);
+      ASSERT_TRUE(writer_[page] == -1 || writer_[page] == who(s, g)) << "a page is read while another writes it";
+    }
+  }
+
+  static constexpr int32_t kMostGroups = 16;
+  static int32_t who(int32_t sequence, size_t group) { return sequence * kMostGroups + static_cast<int32_t>(group); }
+
+  std::vector<ts::CacheGroup> groups_;
   int32_t vocab_size_;
   int32_t page_size_;
   int32_t pages_each_;           // of each owner
-  std::vector<uint64_t> cache_;  // [num_pages * page_size], of all owners
-  std::vector<int32_t> writer_;  // [num_pages] sequence of this step, or -1
+  std::vector<uint64_t> cache_;  // [num_pages * page_size], of all owners and groups; a state is the first of its page
+  std::vector<int32_t> writer_;  // [num_pages] who of this step, or -1
   std::vector<int32_t> reader_;  // [num_pages]
   std::vector<float> logits_;
 };
@@ -208,25 +305,21 @@ inline std::vector<int32_t> tokens(int32_t n, uint64_t seed, int32_t vocab_size)
   return out;
 }
 
-inline ts::RequestLimits limits_of(const ts::EngineOptions &o) {
-  const ts::SchedulerOptions &s = o.scheduler;
-  return {o.vocab_size, s.max_context, s.page_size, s.num_pages, s.prefix_cache, o.eos_token_ids, s.max_draft};
-}
-
 /// The same model without pages, batches or scheduler: what every run must give.
 inline Result solo(const Request &request, const ts::EngineOptions &options) {
-  const auto sequence = ts::make_sequence(request.abi(), limits_of(options));
+  const auto sequence = ts::make_sequence(request.abi(), ts::limits_of(options));
   ts::Sampler sampler(options.vocab_size);
   std::vector<float> logits(static_cast<size_t>(options.vocab_size));
   Result result;
-  uint64_t sum = 0;
-  bool poisoned = false;
+  Layers layers(options.scheduler.groups);
+  std::vector<std::vector<uint64_t>> values(options.scheduler.groups.size());  // [group][position]
   for (size_t p = 0;; ++p) {
-    const int32_t token = sequence->tokens[p];
-    sum += token == kPoison ? kPoisonValue : value_of(token, static_cast<int32_t>(p), sum);
-    poisoned = poisoned || token == kPoison;
+    const uint64_t out = layers.step(
+        sequence->tokens[p], static_cast<int32_t>(p),
+        [&](size_t g, int32_t at) { return values[g][static_cast<size_t>(at)]; },
+        [&](size_t g, uint64_t value) { values[g].push_back(value); });
     if (p + 1 < sequence->tokens.size()) continue;
-    logits_of(sum, poisoned, logits);
+    logits_of(out, layers.poisoned(), logits);
     const ts::Sampled sampled = sampler.sample(logits, sequence->sampling, sequence->counts.counts(),
                                                static_cast<uint64_t>(sequence->num_outputs()));
     if (!sampled.error.empty()) {
@@ -246,15 +339,11 @@ inline Result solo(const Request &request, const ts::EngineOptions &options) {
 class Harness {
  public:
   explicit Harness(const ts::EngineOptions &options)
-      : options_(options),
-        scheduler(options.scheduler),
-        model_(options.vocab_size, options.scheduler.num_pages, options.scheduler.page_size,
-               options.scheduler.num_owners),
-        sampler_(options.vocab_size) {}
+      : options_(options), scheduler(options.scheduler), model_(options), sampler_(options.vocab_size) {}
 
   void submit(const Request &request) {
     results[request.id] = {};
-    scheduler.submit(ts::make_sequence(request.abi(), limits_of(options_)));
+    scheduler.submit(ts::make_sequence(request.abi(), ts::limits_of(options_)));
   }
 
   void set_time(int64_t now) {

@@ -72,6 +72,7 @@ struct Script {
   int64_t page_size = 1, num_pages = 1, max_context = 2, token_budget = 1, max_seqs = 1, prefix_cache = 1,
           max_draft = 0, cheap = 0;  ///< cheap: tokens beside the first cost a step next to nothing, so drafts are long
   int64_t num_owners = 1;            ///< of sequences, each with as many pages
+  int64_t full = 1, window = 0, window_2 = 0, recurrent = 0;  ///< cache groups: those that are not 0
   int64_t patience_ms = 10'000;
   int64_t target_ns = 0;      ///< for a step with decodes, if not 0
   int64_t slowness = 100;     ///< what steps take, in percent of the prediction
@@ -81,9 +82,21 @@ struct Script {
   static void fields(Self &s, const F &f) {
     f("page_size", s.page_size), f("num_pages", s.num_pages), f("max_context", s.max_context);
     f("token_budget", s.token_budget), f("max_seqs", s.max_seqs), f("prefix_cache", s.prefix_cache);
-    f("num_owners", s.num_owners);
+    f("num_owners", s.num_owners), f("full", s.full), f("window", s.window), f("window_2", s.window_2);
+    f("recurrent", s.recurrent);
     f("max_draft", s.max_draft), f("cheap", s.cheap), f("patience_ms", s.patience_ms), f("target_ns", s.target_ns);
     f("slowness", s.slowness);
+  }
+
+  std::vector<ts::CacheGroup> groups() const {
+    using Kind = ts::CacheGroup::Kind;
+    std::vector<ts::CacheGroup> groups;
+    if (full != 0) groups.push_back({});
+    for (const int64_t w : {window, window_2}) {
+      if (w != 0) groups.push_back({Kind::window, static_cast<int32_t>(w)});
+    }
+    if (recurrent != 0) groups.push_back({Kind::recurrent});
+    return groups;
   }
 
   ts::EngineOptions options() const {
@@ -96,6 +109,7 @@ struct Script {
     o.scheduler.token_budget = static_cast<int32_t>(token_budget);
     o.scheduler.max_seqs = static_cast<int32_t>(max_seqs);
     o.scheduler.prefix_cache = prefix_cache != 0;
+    o.scheduler.groups = groups();
     o.scheduler.num_owners = static_cast<int32_t>(num_owners);
     o.scheduler.max_draft = static_cast<int32_t>(max_draft);
     o.scheduler.patience_ms = patience_ms;
@@ -109,11 +123,16 @@ struct Script {
 
   /// Whether every request in it is one that the engine would take.
   bool legal() const {
-    const int64_t fits = std::min(max_context, num_pages * page_size + 1);
     return page_size >= 1 && num_pages >= 1 && token_budget >= 1 && max_seqs >= 1 && num_owners >= 1 &&
-           std::ranges::all_of(events, [&](const Event &e) {
-             return e.what != "arrive" || (e.prompt >= 1 && e.max_tokens >= 1 && e.prompt + e.max_tokens <= fits);
+           !groups().empty() && std::ranges::all_of(events, [&](const Event &e) {
+             return e.what != "arrive" || (e.prompt >= 1 && e.max_tokens >= 1 && fits(e.prompt + e.max_tokens));
            });
+  }
+
+  bool fits(int64_t context) const {
+    return context <= max_context &&
+           ts::most_pages(groups(), static_cast<int32_t>(context) - 1, static_cast<int32_t>(token_budget),
+                          static_cast<int32_t>(page_size)) <= num_pages;
   }
 };
 
@@ -165,7 +184,6 @@ class Draw {
     Script s;
     s.page_size = int64_t{1} << between(0, 3);
     s.num_pages = between(2, 60 / s.page_size + 4);
-    s.max_context = std::min<int64_t>(48, s.num_pages * s.page_size + 1);
     s.token_budget = one_in(4) ? between(1, 3) : between(1, 24);
     s.max_seqs = between(1, 8);
     s.prefix_cache = one_in(4) ? 0 : 1;
@@ -174,6 +192,9 @@ class Draw {
     if (one_in(2)) s.target_ns = between(500, 6000), s.slowness = one_in(2) ? 100 : between(20, 400);
     s.max_draft = one_in(2) ? 0 : between(1, ts::Draft::kMost);
     s.cheap = s.max_draft % 3 != 0 ? 1 : 0;
+    if (one_in(2)) draw_groups(s);
+    s.num_pages *= static_cast<int64_t>(s.groups().size());
+    for (s.max_context = 48; !s.fits(s.max_context);) --s.max_context;
     const int64_t arrivals = between(1, 100);  // in percent of the steps
     int64_t num_arrived = 0;
     for (int64_t at = 0; at < num_steps; ++at) {
@@ -193,6 +214,14 @@ class Draw {
   }
 
  private:
+  /// Alone a window sees some token before the last, so that the poison spreads.
+  void draw_groups(Script &s) {
+    s.full = one_in(3) ? 0 : 1;
+    s.recurrent = one_in(2) ? 1 : 0;
+    if (s.recurrent == 0 || one_in(2)) s.window = between(s.full + s.recurrent > 0 ? 1 : 2, 24);
+    if (s.window != 0 && one_in(3)) s.window_2 = between(2, 40);
+  }
+
   int64_t between(int64_t low, int64_t high) {
     return low + static_cast<int64_t>(random_() % static_cast<uint64_t>(high - low + 1));
   }

@@ -102,6 +102,9 @@ class Shrink {
     for (const auto member : {&Script::max_seqs, &Script::token_budget, &Script::num_pages}) {
       any |= smaller([&](Script &s) -> int64_t & { return s.*member; }, 1);
     }
+    for (const auto member : {&Script::window_2, &Script::window, &Script::recurrent}) {
+      any |= smaller([&](Script &s) -> int64_t & { return s.*member; }, 0);
+    }
     return any;
   }
 

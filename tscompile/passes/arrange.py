@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tscompile.build import Bucket, Build, Options
+from tscompile.build import Bucket, Build, Options, TargetBuild
+from tscompile.cache_groups import cache_groups, windows_of
 from tscompile.errors import CompileError, InternalError
 from tscompile.ir import DTYPES, Graph, Group, Sym, Value, Weight
 from tscompile.kernels.desc import page_elements
@@ -72,12 +73,27 @@ def run(build: Build) -> None:
             "limits": limits,
             "arena_bytes": arena_bytes,
             "buffers": [{"name": x.value.name, "offset": x.offset, "bytes": x.num_bytes} for x in lives],
-            "kv": {
-                "num_layers": len(build.graph.states),
-                "page_bytes": page_bytes(build.graph, build.options.page_size),
-            },
+            "kv": caches_of(build, target, limits),
             "buckets": buckets,
         }
+
+
+def caches_of(build: Build, target: TargetBuild, limits: dict[str, int]) -> dict[str, Any]:
+    """The program's "kv"."""
+    bucket = next(iter(target.buckets.values()))
+    states = bucket.graph.states
+    groups = cache_groups(
+        windows_of(states, layers_of(states, bucket.steps), bucket.steps),
+        max_context=limits["max_context"],
+        max_tokens=limits["max_tokens"],
+        page_size=limits["page_size"],
+    )
+    group_of = {layer: index for index, group in enumerate(groups) for layer in group.layers}
+    return {
+        "groups": [group.fields() for group in groups],
+        "layers": [group_of[layer] for layer in range(len(states))],
+        "page_bytes": page_bytes(build.graph, build.options.page_size),
+    }
 
 
 def limits_of(options: Options, max_context: int, vocab_size: int) -> dict[str, int]:
