@@ -315,9 +315,10 @@ void EngineCore::compute(const Batch &batch) {
   const auto demand_none = [](const std::string &difference) {
     if (!difference.empty()) fail(TS_DIFFERS, difference);
   };
-  if (tape_.recorder) tape_.recorder->batch(num_steps_, batch.arrays(), limits_.page_size);
+  const auto num_groups = static_cast<int32_t>(limits_.groups.size());
+  if (tape_.recorder) tape_.recorder->batch(num_steps_, batch.arrays(), limits_.page_size, num_groups);
   if (tape_.replay) {
-    demand_none(tape_.replay->compare(num_steps_, batch.arrays(), limits_.page_size));
+    demand_none(tape_.replay->compare(num_steps_, batch.arrays(), limits_.page_size, num_groups));
     if (const auto &why = tape_.replay->step_failure()) throw std::runtime_error(*why);
   }
   const Logits logits = run_(batch.arrays());

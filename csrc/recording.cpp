@@ -126,7 +126,7 @@ void TraceHeader::put_into(ts_engine_options &to) const {
   for (const auto option : kScheduling) to.*option = options.*option;
 }
 
-BatchRecord record_of(uint64_t step, const ts_batch &b, int32_t page_size) {
+BatchRecord record_of(uint64_t step, const ts_batch &b, int32_t page_size, int32_t num_groups) {
   const auto tokens = static_cast<size_t>(b.num_tokens), seqs = static_cast<size_t>(b.num_seqs);
   Checksum rows, ids, pages;
   rows.add({b.query_start, seqs + 1});
@@ -134,10 +134,11 @@ BatchRecord record_of(uint64_t step, const ts_batch &b, int32_t page_size) {
   rows.add({b.positions, tokens});
   rows.add({b.logit_rows, static_cast<size_t>(b.num_logits)});
   ids.add({b.token_ids, tokens});
-  pages.add({b.slots, tokens});
-  for (int32_t s = 0; s < b.num_seqs; ++s) {
-    const auto num_pages = static_cast<size_t>(num_pages_for(b.context_len[s], page_size));
-    pages.add({b.page_table + static_cast<ptrdiff_t>(s) * b.page_table_stride, num_pages});
+  pages.add({b.slots, static_cast<size_t>(num_groups) * tokens});
+  const int32_t width = b.page_table_stride / num_groups;
+  for (int32_t i = 0; i < b.num_seqs * num_groups; ++i) {  // a group's part of a row each
+    const int32_t num_pages = std::min(std::max(num_pages_for(b.context_len[i / num_groups], page_size), 2), width);
+    pages.add({b.page_table + static_cast<ptrdiff_t>(i) * width, static_cast<size_t>(num_pages)});
   }
   const auto halves = [](uint64_t x) { return std::bit_cast<std::array<int32_t, 2>>(x); };
   const auto n = halves(step), r = halves(rows.sum().head), i = halves(ids.sum().head), p = halves(pages.sum().head);
@@ -166,8 +167,8 @@ void Recorder::taken(Turn &turn) {
   writer_.add(TraceRecord::turn, words_.words());
 }
 
-void Recorder::batch(uint64_t step, const ts_batch &batch, int32_t page_size) {
-  writer_.add(TraceRecord::batch, record_of(step, batch, page_size));
+void Recorder::batch(uint64_t step, const ts_batch &batch, int32_t page_size, int32_t num_groups) {
+  writer_.add(TraceRecord::batch, record_of(step, batch, page_size, num_groups));
   flush();
 }
 
@@ -250,10 +251,10 @@ void Replay::take_outcome() {
   }
 }
 
-std::string Replay::compare(uint64_t step, const ts_batch &batch, int32_t page_size) const {
+std::string Replay::compare(uint64_t step, const ts_batch &batch, int32_t page_size, int32_t num_groups) const {
   const std::string where = "step " + std::to_string(step) + " differs: ";
   if (!batch_) return more_ ? where + "the trace has none here" : "";
-  const BatchRecord mine = record_of(step, batch, page_size);
+  const BatchRecord mine = record_of(step, batch, page_size, num_groups);
   const auto count = [&](size_t at, const char *name) {
     return where + "the trace has " + std::to_string((*batch_)[at]) + name + ", this run " + std::to_string(mine[at]);
   };

@@ -57,7 +57,7 @@ TraceHeader read_header(TraceReader &reader, const Digest &plan);
 
 /// What a step's batch is, as far as the trace keeps it: counts, and checksums of 64 bits.
 using BatchRecord = std::array<int32_t, 11>;
-BatchRecord record_of(uint64_t step, const ts_batch &batch, int32_t page_size);
+BatchRecord record_of(uint64_t step, const ts_batch &batch, int32_t page_size, int32_t num_groups);
 
 /// Writes a run down. The step thread alone calls it.
 ///
@@ -68,7 +68,7 @@ class Recorder {
   Recorder(const std::string &path, const TraceHeader &header);
 
   void taken(Turn &turn);
-  void batch(uint64_t step, const ts_batch &batch, int32_t page_size);
+  void batch(uint64_t step, const ts_batch &batch, int32_t page_size, int32_t num_groups);
   void result(int64_t took_ns, std::span<const Outcome> outcomes);
   void failed(const std::string &message);     ///< the step
   void restarted(const std::string &message);  ///< the scheduler was given up
@@ -90,7 +90,7 @@ class Replay {
   void take(Turn &turn, const RequestLimits &limits);
 
   /// How the trace's step differs from this one; empty if it does not.
-  std::string compare(uint64_t step, const ts_batch &batch, int32_t page_size) const;
+  std::string compare(uint64_t step, const ts_batch &batch, int32_t page_size, int32_t num_groups) const;
   std::string compare(const Batch &batch, std::span<const Outcome> outcomes);
 
   int64_t took_ns() const { return took_ns_; }                                ///< the turn's step

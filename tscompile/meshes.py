@@ -10,9 +10,12 @@ meshes; no benchmark has set them.
 from __future__ import annotations
 
 import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,9 +62,9 @@ def rank_meshes(
         step.run(build)
     asked, rows = meshes(ranks, has_experts(build.graph)), list[dict[str, Any]]()
     planner = Planner(build.graph, options, load, target)
-    for number, mesh in enumerate(asked, 1):
+    for number, (mesh, row) in enumerate(zip(asked, planner.rows(asked), strict=True), 1):
         say(f"{number:2}/{len(asked)} {mesh}")
-        rows.append(planner.row(mesh))
+        rows.append(row)
     rows.sort(key=lambda row: (row["why_not"] != "", row.get("decode_s", math.inf)))
     if all("decode_s" not in row for row in rows):
         raise CompileError(f"no mesh of {ranks} ranks can hold the model: {rows[0]['why_not']}")
@@ -105,6 +108,16 @@ class Planner:
         self.decoding, self.reading = dict[object, Solved](), dict[object, Solved]()
         self.fitted: dict[tuple[int, int], tuple[Layers, list[str]]] = {}
         self.pieces: dict[tuple[int, int], list[stages.Piece]] = {}
+
+    def rows(self, meshes: Sequence[Mesh]) -> Iterator[dict[str, Any]]:
+        """One a mesh, in order; every core works on some."""
+        cores = min(len(os.sched_getaffinity(0)), len(meshes))
+        if cores == 1:
+            yield from map(self.row, meshes)
+            return
+        # Forked, so that they have the graph, and what was imported.
+        with ProcessPoolExecutor(cores, get_context("fork"), _plan_with, (self,)) as pool:
+            yield from pool.map(_row, meshes)
 
     def row(self, mesh: Mesh) -> dict[str, Any]:
         """What `tscompile plan` says of a mesh: memory, and times; or why there is none."""
@@ -163,6 +176,18 @@ class Planner:
         pieces = self.pieces[key]
         starts, _ = stages.starts_of(layers.graph, mesh, pieces, self.decode)
         return stages.first_ops(pieces, starts)
+
+
+_planner: Planner  # a worker's
+
+
+def _plan_with(planner: Planner) -> None:
+    global _planner
+    _planner = planner
+
+
+def _row(mesh: Mesh) -> dict[str, Any]:
+    return _planner.row(mesh)
 
 
 @dataclass(frozen=True)
