@@ -45,7 +45,7 @@ struct CacheGroup {
     const int32_t all = num_pages_for(num_tokens, page_size);
     if (kind == Kind::full) return all;
     const int64_t behind = (int64_t{window} + page_size - 2) / page_size;  // the last full page
-    const int64_t ahead = (int64_t{std::min(chunk, num_tokens)} + 2 * page_size - 2) / page_size;
+    const int64_t ahead = (int64_t{std::min(chunk, num_tokens)} + 2 * int64_t{page_size} - 2) / page_size;
     return static_cast<int32_t>(std::min(behind + ahead, int64_t{all}));
   }
 };

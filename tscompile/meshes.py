@@ -116,7 +116,7 @@ class Planner:
             yield from map(self.row, meshes)
             return
         # Forked, so that they have the graph, and what was imported.
-        with ProcessPoolExecutor(cores, get_context("fork"), _plan_with, (self,)) as pool:
+        with ProcessPoolExecutor(cores, get_context("fork"), _of_worker.append, (self,)) as pool:
             yield from pool.map(_row, meshes)
 
     def row(self, mesh: Mesh) -> dict[str, Any]:
@@ -178,16 +178,11 @@ class Planner:
         return stages.first_ops(pieces, starts)
 
 
-_planner: Planner  # a worker's
-
-
-def _plan_with(planner: Planner) -> None:
-    global _planner
-    _planner = planner
+_of_worker: list[Planner] = []  # a worker process has one
 
 
 def _row(mesh: Mesh) -> dict[str, Any]:
-    return _planner.row(mesh)
+    return _of_worker[0].row(mesh)
 
 
 @dataclass(frozen=True)

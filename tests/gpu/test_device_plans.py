@@ -78,7 +78,7 @@ def test_every_launch_fits_its_cubin(path: Path, program: dict[str, Any]) -> Non
         for argument in arguments[:-2]:
             (kind,) = argument.keys() & {"buffer", "weight", "kv", "batch"}
             known = {"buffer": range(len(buffers)), "weight": weights, "batch": BATCH}
-            assert argument[kind] in known.get(kind, range(program["kv"]["num_layers"]))
+            assert argument[kind] in known.get(kind, range(len(program["kv"]["layers"])))
         x, y, z = launch["grid"]
         assert 1 <= x < 2**31
         assert 1 <= y < 2**16

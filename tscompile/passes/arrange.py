@@ -149,7 +149,7 @@ def lives_of(bucket: Bucket, limits: dict[str, int]) -> list[Life]:
 def work_of(bucket: Bucket) -> dict[tuple[str, str], Life]:
     """(step, what its kernels call it) -> what they share, alive in that step alone."""
     found = {}
-    for index, step in enumerate(bucket.steps):
+    for index, step in enumerate(bucket.steps if bucket.device else ()):
         for work in bucket.device[step.name].work if step.name in bucket.device else ():
             value = Value(f"{step.name}.{work.name}", (work.num_bytes // 4,), "f32")
             found[step.name, work.name] = Life(value, work.num_bytes, index, index)
