@@ -293,7 +293,9 @@ Prefix match_prefix(PrefixCache &cache, const Sequence &sequence, int32_t first,
   for (size_t g = 0; g < groups.size(); ++g) {
     const int32_t needed = first_needed(groups[g], end, sequence.page_size);
     for (int32_t page = std::max(begin, needed); page < end; ++page) {
-      found.of_group[g].push_back(*cache.find(hashes[static_cast<size_t>(page)].of_group(static_cast<int32_t>(g))));
+      auto there = cache.find(hashes[static_cast<size_t>(page)].of_group(static_cast<int32_t>(g)));
+      TS_ASSERT(there.has_value(), "a page of the common extent is in the index");
+      found.of_group[g].push_back(std::move(*there));
     }
   }
   return found;

@@ -59,6 +59,22 @@ TEST(CacheGroups, KnowTheMostPagesThatASequenceHolds) {
   EXPECT_EQ((CacheGroup{Kind::window, 1000}.most_pages(10, 512, 4)), 3) << "no more than there are";
 }
 
+TEST(CacheGroups, WhatFailsIsForgottenWhereItWasGivenBackToo) {
+  EngineOptions o = with({{Kind::window, 12}, {}});
+  o.scheduler.token_budget = 16;
+  o.scheduler.num_pages = 60;
+  o.scheduler.prefix_cache = true;
+  Harness h(o);
+  for (const uint64_t id : {1, 2}) {
+    Request r = request(id, 60, 4, 7);
+    r.prompt[10] = toy::kPoison;
+    h.submit(r);
+    h.run();
+    EXPECT_EQ(h.results.at(id).finish, TS_FINISH_ERROR);
+    EXPECT_LE(h.results.at(id).num_cached, 10);
+  }
+}
+
 TEST(CacheGroups, AWindowsMemoryDoesNotGrowWithTheContext) {
   EngineOptions o = with({{Kind::window, 12}});
   o.scheduler.token_budget = 16;

@@ -88,6 +88,17 @@ TEST_F(FairQueueTest, WhoIsOverdueGoesFirstOnceForEachWait) {
   EXPECT_EQ(pop(1800), 2);
 }
 
+TEST_F(FairQueueTest, ADebtIsKeptWhileTheFloorMayFall) {
+  constexpr uint64_t kMost = 1, kSome = 2, kLeast = 3;
+  for (const uint64_t tenant : {kMost, kSome, kLeast}) push(tenant, 0, tenant);
+  pop(0, 60), pop(0, 50), pop(0, 10);
+  popped_.clear();
+  for (const uint64_t id : {4, 5, 6, 7}) push(id, 0, kMost);  // the floor is 60, and each looks for whom to forget
+  EXPECT_EQ(queue_.take_all([](const Sequence &) { return true; }).size(), 4);  // and falls to 10, the last one's
+  push(8, 0, kLeast), push(9, 0, kSome), push(10, 0, kLeast);
+  EXPECT_EQ(pop_all(), (Ids{8, 10, 9})) << "who was charged 50 comes after who was charged 20";
+}
+
 TEST_F(FairQueueTest, ManyTenantsOfOneRequestAreForgotten) {
   for (uint64_t id = 1; id <= 1000; ++id) {
     push(id, 0, id);
