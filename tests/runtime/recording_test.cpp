@@ -65,7 +65,11 @@ class ToyRun {
               while (!ready_) std::this_thread::yield();
               if (hook) hook(++num_steps_, core);
               Logits logits = model_.run(batch);
-              logits.data += shift;
+              if (shift == 0) return logits;
+              const float *end = logits.data + batch.num_logits * logits.stride;
+              shifted_.assign(logits.data + shift, end);
+              shifted_.resize(shifted_.size() + static_cast<size_t>(shift), -30.0F);
+              logits.data = shifted_.data();
               return logits;
             },
             {}, std::move(tape)) {
@@ -97,6 +101,7 @@ class ToyRun {
   toy::Model model_;
   std::atomic<bool> ready_ = false;
   uint64_t num_steps_ = 0;
+  std::vector<float> shifted_;  // logits of another model
 
  public:
   std::map<uint64_t, std::vector<int32_t>> tokens;
