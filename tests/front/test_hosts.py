@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,11 @@ def listens(pid: int, port: int) -> bool:
         words = line.split()
         if int(words[1].split(":")[1], 16) == port and words[3] == "0A":
             sockets.add(f"socket:[{words[9]}]")
-    return any(os.readlink(fd) in sockets for fd in Path(f"/proc/{pid}/fd").iterdir())
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if os.readlink(fd) in sockets:
+                return True
+    return False
 
 
 def test_a_killed_rank_is_named(

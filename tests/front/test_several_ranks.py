@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -40,10 +41,11 @@ def children(pid: int) -> list[int]:
     """Ranks 1, 2, ... that the process has started."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-            rank = [word for word in words if word.startswith(b"--rank=")]
-            found += [(int(rank[0].removeprefix(b"--rank=")), int(child))] if rank else []
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread or a child that just ended
+            for child in (task / "children").read_text().split():
+                words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+                rank = [word for word in words if word.startswith(b"--rank=")]
+                found += [(int(rank[0].removeprefix(b"--rank=")), int(child))] if rank else []
     return [pid for _, pid in sorted(found)]
 
 
@@ -53,7 +55,7 @@ def gone(pid: int, timeout_s: float = 10.0) -> bool:
         try:
             if ") Z " in Path(f"/proc/{pid}/stat").read_text():
                 return True
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # ended before the open, or before the read
             return True
         time.sleep(0.01)
     return False

@@ -106,7 +106,7 @@ class TwoHosts:
         for pid in ip("netns", "pids", self.names[host]).split():
             try:
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):  # ended between two calls, or in the read
                 continue
             found += [int(pid)] if words[0] == bytes(executable) else []
         return found

@@ -166,6 +166,14 @@ class Recording : public ::testing::Test {
     stats_ = run.stats();
   }
 
+  void record_requests(uint64_t num) {
+    record(
+        [num](uint64_t step, EngineCore &core) {
+          if (step < num) core.submit(request(step + 1).abi());
+        },
+        num);
+  }
+
   Folder folder_;
   std::string file_ = folder_ / "run.trace";
   std::map<uint64_t, std::vector<int32_t>> tokens_;
@@ -229,11 +237,7 @@ TEST_F(Recording, WhatStepsTookDecidesAgain) {
 }
 
 TEST_F(Recording, SaysWhatDiffersFirst) {
-  record(
-      [](uint64_t step, EngineCore &core) {
-        if (step < 5) core.submit(request(step + 1).abi());
-      },
-      5);
+  record_requests(5);
   EngineOptions other = roomless();
   other.scheduler.max_seqs = 1;
   expect_in(difference(file_, other), {"step ", " differs: the trace has ", " sequences, this run 1"});
@@ -268,11 +272,7 @@ TEST_F(Recording, HasNoSaltInIt) {
 }
 
 TEST_F(Recording, AChangedByteIsNoticed) {
-  record(
-      [](uint64_t step, EngineCore &core) {
-        if (step < 3) core.submit(request(step + 1).abi());
-      },
-      3);
+  record_requests(3);
   const std::string whole = bytes_of(file_);
   const std::string other = folder_ / "other.trace";
   for (size_t at = 0; at < whole.size(); ++at) {
@@ -293,11 +293,7 @@ TEST_F(Recording, AChangedByteIsNoticed) {
 }
 
 TEST_F(Recording, DamageEndsTheReplayAndIsTold) {
-  record(
-      [](uint64_t step, EngineCore &core) {
-        if (step < 9) core.submit(request(step + 1).abi());
-      },
-      9);
+  record_requests(9);
   std::string changed = bytes_of(file_);
   changed[changed.size() / 2] ^= 4;
   write(file_, changed);
@@ -309,11 +305,7 @@ TEST_F(Recording, DamageEndsTheReplayAndIsTold) {
 }
 
 TEST_F(Recording, ATornEndIsLeftOut) {
-  record(
-      [](uint64_t step, EngineCore &core) {
-        if (step < 3) core.submit(request(step + 1).abi());
-      },
-      3);
+  record_requests(3);
   const std::string whole = bytes_of(file_);
   const std::string other = folder_ / "other.trace";
   size_t num_torn = 0;
