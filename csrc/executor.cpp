@@ -179,8 +179,11 @@ void *Executor::Impl::address(const Argument &argument) const {
     case Argument::Kind::weight:
       // Kernels only read weights, and the mapping cannot be written.
       return const_cast<uint8_t *>(argument.weight);
+    case Argument::Kind::batch:
+    case Argument::Kind::null:
+      break;
   }
-  fail(TS_INTERNAL, "an argument of no kind");
+  fail(TS_INTERNAL, "an argument of no kind that a CPU's kernel takes");
 }
 
 /// Where page 0 of a layer lies, or would lie: pages are numbered over all owners of sequences, and a rank has its own alone.

@@ -5,6 +5,7 @@
 #include <limits>
 #include <utility>
 
+#include "gpu_target.h"
 #include "in_flight.h"
 #include "json.h"
 #include "launch_abi.h"
@@ -26,12 +27,6 @@ constexpr size_t kMaxArguments = 64;
 constexpr size_t kMaxSymbolBytes = 200;
 constexpr int64_t kAlignment = 64;
 constexpr size_t kMaxAxes = 8;
-
-void check_count(const JsonNode &node, size_t min, size_t max) {
-  if (node.size() < min || node.size() > max) {
-    fail(TS_BAD_PLAN, node.where(), " has ", node.size(), " items, wanted ", min, " to ", max);
-  }
-}
 
 Limits parse_limits(const JsonNode &node, const ModelInfo &model) {
   node.expect_keys({"max_context", "max_seqs", "max_tokens", "page_size", "vocab_size"});
@@ -107,6 +102,9 @@ Argument parse_argument(const JsonNode &node, const Plan &plan, const Program &p
   if (const auto layer = node.find("kv")) {
     node.expect_keys({"kv"});
     return {Argument::Kind::kv, static_cast<int32_t>(layer->integer(0, program.num_layers - 1)), nullptr};
+  }
+  if (is_gpu_target(program.target)) {
+    if (const auto argument = parse_gpu_argument(node)) return *argument;
   }
   return parse_weight(node, plan, program.rank);
 }
@@ -201,8 +199,8 @@ int32_t group_of(const JsonNode &node, const Launch &launch, const Program &prog
   return std::max(group, 0);
 }
 
-Launch parse_launch(const JsonNode &node, const Plan &plan, const Program &program, const Limits &limits) {
-  if (node.find("collective")) return parse_collective(node, plan, program, limits);
+/// A launch of a CPU's kernel, but for its arguments.
+Launch parse_cpu_launch(const JsonNode &node, const Plan &plan) {
   node.expect_keys({"args", "kernel", "op"}, {"stage", "tokens"});
   Launch launch;
   launch.stage = parse_stage(node, plan.mesh());
@@ -216,9 +214,23 @@ Launch parse_launch(const JsonNode &node, const Plan &plan, const Program &progr
                          std::ranges::all_of(launch.kernel, is_word) &&
                          !(launch.kernel[0] >= '0' && launch.kernel[0] <= '9');
   if (!is_symbol) fail(TS_BAD_PLAN, kernel.where(), " is ", in_quotes(launch.kernel), ", wanted a C identifier");
+  return launch;
+}
+
+Launch parse_launch(const JsonNode &node, const Plan &plan, const Program &program, const Limits &limits) {
+  const bool on_gpu = is_gpu_target(program.target);
+  if (!on_gpu && node.find("collective")) return parse_collective(node, plan, program, limits);
+  Launch launch = on_gpu ? parse_gpu_launch(node, program) : parse_cpu_launch(node, plan);
   launch.op = node["op"].text();
   const JsonNode args = node["args"];
   check_count(args, 0, kMaxArguments);
+  if (on_gpu) {
+    const size_t num_params = program.kernels.find(launch.kernel)->second.params.size();
+    if (args.size() != num_params) {
+      fail(TS_BAD_PLAN, args.where(), " has ", args.size(), " items, but the kernel ", in_quotes(launch.kernel),
+           " takes ", num_params, " parameters");
+    }
+  }
   for (size_t i = 0; i < args.size(); ++i) launch.arguments.push_back(parse_argument(args.at(i), plan, program));
   check_overlap(node, launch, program.buffers);
   launch.group = group_of(node, launch, program);
@@ -331,17 +343,32 @@ Program parse_program(const Plan &plan, std::string_view target, int32_t rank) {
   if (entry == nullptr) fail(TS_BAD_PLAN, "the plan lacks ", in_quotes(name));
   const nlohmann::json json = parse_canonical_json(entry->bytes, name);
   const JsonNode root(json, name);
-  if (const int64_t abi = root["abi"].integer(0, std::numeric_limits<int32_t>::max()); abi != TS_LAUNCH_ABI) {
-    fail(TS_BAD_PLAN, name, ".abi is ", abi, ", this tsruntime has ", TS_LAUNCH_ABI,
-         abi > TS_LAUNCH_ABI ? ": update tsruntime" : ": rebuild the plan with this tscompile");
+  const bool on_gpu = is_gpu_target(target);
+  const int32_t own_abi = on_gpu ? kGpuAbi : TS_LAUNCH_ABI;
+  if (const int64_t abi = root["abi"].integer(0, std::numeric_limits<int32_t>::max()); abi != own_abi) {
+    fail(TS_BAD_PLAN, name, ".abi is ", abi, ", this tsruntime has ", own_abi,
+         abi > own_abi ? ": update tsruntime" : ": rebuild the plan with this tscompile");
   }
-  root.expect_keys({"abi", "arena_bytes", "buckets", "buffers", "kv", "limits", "target"});
+  if (on_gpu) {
+    root.expect_keys({"abi", "arena_bytes", "buckets", "buffers", "kernels", "kv", "limits", "target"});
+  } else {
+    root.expect_keys({"abi", "arena_bytes", "buckets", "buffers", "kv", "limits", "target"});
+  }
   Program program;
   program.rank = rank;
   program.stage = plan.mesh().stage(rank);
   program.target = root["target"].text();
   if (program.target != target)
     fail(TS_BAD_PLAN, name, ".target is ", in_quotes(program.target), ", wanted ", in_quotes(target));
+  if (on_gpu) {
+    if (plan.mesh().num_ranks() > 1) {
+      fail(TS_BAD_PLAN, name, " is of a GPU, and the plan for ", plan.mesh().num_ranks(), " ranks, wanted one");
+    }
+    const std::string library = "tsp/kernels/" + std::string(target);
+    const Entry *kernels = plan.find(library);
+    if (kernels == nullptr) fail(TS_BAD_PLAN, "the plan lacks ", in_quotes(library));
+    program.kernels = parse_gpu_kernels(root["kernels"], kernels->bytes);
+  }
   program.limits = parse_limits(root["limits"], plan.model());
   program.arena_bytes = static_cast<uint64_t>(multiple(root["arena_bytes"], kAlignment, kMaxBytes, kAlignment));
   program.buffers = parse_buffers(root["buffers"], static_cast<int64_t>(program.arena_bytes));

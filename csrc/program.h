@@ -1,6 +1,8 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -27,13 +29,41 @@ struct Buffer {
   uint64_t bytes = 0;
 };
 
-/// One argument of a launch.
+/// One argument of a launch. A kernel of a GPU is given arrays of the batch (BatchArray), and nulls, in the same way.
 struct Argument {
-  enum class Kind : uint8_t { buffer, weight, kv };
+  enum class Kind : uint8_t { buffer, weight, kv, batch, null };
   Kind kind = Kind::buffer;
-  int32_t index = 0;                ///< of the buffer, or of the layer
+  int32_t index = 0;                ///< of the buffer, of the layer, or of the batch's array
   const uint8_t *weight = nullptr;  ///< the entry's bytes, in the mapped file
   std::string entry = {};           ///< the weight's, of this rank
+};
+
+/// The arrays of a batch (launch_abi.h), as a GPU's kernels take them; sizes are its first four numbers.
+enum class BatchArray : uint8_t {
+  sizes,
+  token_ids,
+  positions,
+  slots,
+  query_start,
+  context_len,
+  page_table,
+  logit_rows
+};
+
+/// A kernel of a GPU target: its cubin within tsp/kernels/<target>, what a launch asks for, and how parameters are packed.
+struct GpuKernel {
+  struct Param {
+    uint32_t offset = 0, bytes = 0;
+  };
+  std::string name;
+  uint64_t offset = 0, bytes = 0;
+  uint32_t threads = 0;       ///< of a thread block
+  uint32_t shared_bytes = 0;  ///< dynamic, of a thread block
+  uint32_t registers = 0;     ///< of a thread
+  std::vector<Param> params;
+
+  /// Bytes of all parameters together.
+  uint32_t param_bytes() const { return params.empty() ? 0 : params.back().offset + params.back().bytes; }
 };
 
 /// What a collective launch does over the ranks of one axis of the mesh. With n ranks, r the own coordinate, and a value seen as
@@ -95,11 +125,12 @@ struct Collective {
 struct Launch {
   enum class Phase : uint8_t { whole, start, finish };
   static constexpr int32_t kEveryStage = -1;
-  std::string kernel;           ///< symbol in the target's shared object; empty for a collective
-  int32_t stage = kEveryStage;  ///< whose ranks alone run it
-  int32_t tokens_axis = -1;     ///< a kernel's: it sees this rank's part of the batch over that axis; -1: all of it
-  int32_t group = 0;  ///< a kernel's that takes layers' caches: their group, whose slots and page table it sees
-  std::string op;     ///< what it computes, for messages and profiles
+  std::string kernel;  ///< symbol in the target's shared object, or its kernels; empty for a collective
+  std::array<uint32_t, 3> grid = {1, 1, 1};  ///< of a GPU: thread blocks
+  int32_t stage = kEveryStage;               ///< whose ranks alone run it
+  int32_t tokens_axis = -1;  ///< a kernel's: it sees this rank's part of the batch over that axis; -1: all of it
+  int32_t group = 0;         ///< a kernel's that takes layers' caches: their group, whose slots and page table it sees
+  std::string op;            ///< what it computes, for messages and profiles
   /// A collective's: its input, of a ragged_all_to_all the counts, and its output, which is a buffer apart from the others.
   std::vector<Argument> arguments;
   std::optional<Collective> collective;
@@ -128,6 +159,7 @@ struct Program {
   std::vector<int32_t> layer_groups;  ///< [num_layers]
   uint64_t page_bytes = 0;            ///< of one layer's page
   std::vector<Bucket> buckets;        ///< the last one's limits are the program's
+  std::map<std::string, GpuKernel, std::less<>> kernels;  ///< of a GPU target; a CPU's are symbols
 
   bool is_here(int32_t of_stage) const { return of_stage == Launch::kEveryStage || of_stage == stage; }
 

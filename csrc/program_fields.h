@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -41,6 +44,24 @@ Value word_of(const JsonNode &node, const std::array<std::pair<std::string_view,
   for (const auto &[word, value] : words) wanted += (wanted.empty() ? "" : ", ") + std::string(word);
   fail(TS_BAD_PLAN, node.where(), " is ", in_quotes(text), ", wanted one of ", wanted);
 }
+
+inline void check_count(const JsonNode &node, size_t min, size_t max) {
+  if (node.size() < min || node.size() > max) {
+    fail(TS_BAD_PLAN, node.where(), " has ", node.size(), " items, wanted ", min, " to ", max);
+  }
+}
+
+inline constexpr int32_t kGpuAbi =
+    1;  ///< of a GPU target's program: raised with every change of what its kernels are given
+
+/// Those of a GPU target's program: `library` is where their cubins lie.
+std::map<std::string, GpuKernel, std::less<>> parse_gpu_kernels(const JsonNode &node, std::span<const uint8_t> library);
+
+/// An argument that only a GPU's kernel is given, if the node is one.
+std::optional<Argument> parse_gpu_argument(const JsonNode &node);
+
+/// A launch of a GPU target, but for its arguments and what follows from them.
+Launch parse_gpu_launch(const JsonNode &node, const Program &program);
 
 /// What a collective's launch does, but for its arguments.
 Collective parse_collective_fields(const JsonNode &node, const Mesh &mesh);

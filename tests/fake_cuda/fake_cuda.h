@@ -18,7 +18,7 @@ extern "C" {
 /* Runs a kernel on the host: `params` are its parameters, which are pointers. */
 typedef void (*fake_cuda_runner)(const char *symbol, const uint32_t *grid, void *const *params, size_t num_params);
 
-/* Forgets all that was, but for what is still allocated, and takes new settings. */
+/* Forgets all that was, but for what is still there of a device that was not lost, and takes new settings. */
 void fake_cuda_reset(const char *settings);
 /* Lines written so far, each with a line feed; valid until the next call of this function. */
 const char *fake_cuda_log(void);

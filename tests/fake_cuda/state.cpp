@@ -135,8 +135,31 @@ State &state() {
   return *made;
 }
 
+namespace {
+
+template <class Object>
+void destroy(std::set<Object *> &objects) {
+  for (Object *each : objects) delete each;
+  objects.clear();
+}
+
+/// What a device that was lost held: nobody could take it back.
+void forget(State &s) {
+  s.device.clear();
+  s.host.clear();
+  s.used = s.retained = 0;
+  destroy(s.execs);
+  destroy(s.graphs);
+  destroy(s.modules);
+  destroy(s.streams);
+  destroy(s.events);
+}
+
+}  // namespace
+
 void reset(const std::string &settings) {
   State &s = state();
+  if (s.lost != 0) forget(s);
   s.settings = parse(settings);
   s.lines.clear();
   s.num_violations = 0;

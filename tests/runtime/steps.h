@@ -127,7 +127,8 @@ class Reference {
   std::map<int, std::map<int, Row>> caches_[2];  // layer, sequence, position
 };
 
-inline void expect_logits(const Executor &executor, const std::vector<std::vector<float>> &wanted) {
+template <class Computes>
+void expect_logits(const Computes &executor, const std::vector<std::vector<float>> &wanted) {
   for (size_t l = 0; l < wanted.size(); ++l) {
     const float *row = executor.logits() + static_cast<int64_t>(l) * executor.logits_stride();
     for (int v = 0; v < kVocab; ++v) ASSERT_EQ(row[v], wanted[l][v]) << "row " << l << ", token " << v;
