@@ -275,13 +275,13 @@ def placement_lines(part: dict[str, Any]) -> list[str]:
             f"{row['sharded']} of {row['rule']}",
             row["placements"],
             f"{row['us']:g} us",
-            "; ".join(other(found) for found in row["others"] if found["us_more"] is not None),
+            "; ".join(other(found) for found in row["others"] if found["us_more"] is not None) or "-",
         )
         for row in part["placements"]
     )
     title = (
         f"why: the factor of each op's rule that is sharded, and what else the rule allows, in a step of "
-        f"{part['max_tokens']:,} tokens, all else left as it is"
+        f"{part['max_tokens']:,} tokens, all else left as it is; weights and caches lie alike for all sizes"
     )
     head = ("op", "", "at", "axis", "sharded", "takes -> gives", "cost", "instead")
     return [title, *table(head, rows), ""]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tscompile.ir import DTYPES, Op, Value, Weight
+from tscompile.ir import DTYPES, Op, Sym, Value, Weight
 from tscompile.ops import lookup
 from tscompile.ops.base import elements, num_bytes
 from tscompile.placement import Partial, Placement, Replicate, Shard, Stage
@@ -31,7 +31,12 @@ class Prices:
         sizes = {"T": tokens, "S": rows, "L": rows, "P": 16, "context": context}
         return cls(topology_of(target), tuple(sizes.items()))
 
-    def op(self, op: Op, parts: int = 1, weight_parts: int = 1) -> float:
+    def shares(self, rows: Sym, ranks: int) -> float:
+        """How many times less than all of these rows the rank has that has most of them."""
+        count = rows.size(dict(self.sizes))
+        return count / math.ceil(count / ranks)
+
+    def op(self, op: Op, parts: float = 1, weight_parts: int = 1) -> float:
         """Computing and reading, split into `parts` equal ones (1: every rank does all of it), the weights
         into `weight_parts`. Elementwise ops are free: they become part of their neighbours' kernels."""
         definition, sizes, machine = lookup(op.kind), dict(self.sizes), self.topology

@@ -16,14 +16,16 @@ from tscompile.search import Search, settled
 from tscompile.sharding import Strategy, chosen, rule_of
 
 
-def reasons(graph: Graph, prices: Prices) -> list[dict[str, Any]]:
+def reasons(graph: Graph, prices: Prices, *, pinned: bool) -> list[dict[str, Any]]:
     """A row an op and axis of a placed graph, before reshard; ops that are alike once, with `count`. `us` is
     the op and the moves that it alone needs, for the step that `prices` is of; `others` what its rule also
-    allows, `us_more` than that if all else stays as it is, or None where no collective leads there."""
+    allows, `us_more` than that if all else stays as it is, or None where no collective leads there. pinned:
+    weights and KV caches lie where steps of another size want them, so that much else is not allowed."""
     rows = []
     for index, (axis, ranks) in enumerate(graph.mesh.axes):
         if ranks > 1 and not by_stage(axis):
-            around = _Around(graph, index, Search(graph, axis, ranks, prices, settled(graph, index)))
+            search = Search(graph, axis, ranks, prices, settled(graph, index), pinned=pinned)
+            around = _Around(graph, index, search)
             rows += [around.reason(op) for op in graph.ops if op.kind != "boundary"]
     return alike(rows)
 

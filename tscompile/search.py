@@ -22,7 +22,7 @@ from tscompile.placement import Owned, Partial, Placement, Replicate, Shard
 from tscompile.price import Prices, collective_of
 from tscompile.recipe import checkpoint_names
 from tscompile.segments import NONE, Segment, Segments, sorted_attrs
-from tscompile.sharding import Strategy, Taken, boundary_on, chosen, rule_of, strategies
+from tscompile.sharding import Strategy, Taken, boundary_on, chosen, rows_shared, rule_of, strategies
 
 MAX_STATES = 256  # kept after each op, the cheapest
 NOISE_S = 1e-12  # of sums of costs
@@ -292,10 +292,9 @@ class Search:
 
     def _all(self, op: Op) -> list[Strategy]:
         _, taken = self.earlier.op(op)
-        tokens = by_sequence(self.axis) or self.prices.topology.tokens_sharded
         found = [
             s
-            for s in strategies(op, self.axis, self.ranks, tokens=tokens, taken=taken)
+            for s in strategies(op, self.axis, self.ranks, taken)
             if all(map(self.earlier.keeps_whole, (*op.inputs, *op.outputs), (*s.takes, *s.gives)))
         ]
         sharded = [s for s in found if s.factor]
@@ -316,8 +315,14 @@ class Search:
         weights = [i for i, v in enumerate(op.inputs) if isinstance(v, Weight)]
         held = min((self.earlier.parts(op.inputs[i]) for i in weights), default=1)
         cut = all(isinstance(strategy.takes[i], Shard) for i in weights)
-        own = self.ranks if strategy.factor else 1
-        return self.prices.op(op, parts * own, held * (own if cut else 1))
+        own = self._shares(op, strategy) if strategy.factor else 1
+        return self.prices.op(op, parts * own, held * (self.ranks if cut and strategy.factor else 1))
+
+    def _shares(self, op: Op, strategy: Strategy) -> float:
+        """How many times less the op is for the rank that has most of it: of few tokens, some ranks have
+        none."""
+        rows = rows_shared(op, strategy)
+        return self.prices.shares(rows, self.ranks) if rows else self.ranks
 
     def bring(self, value: Value, wanted: Placement, have: tuple[Placement, ...]) -> float:
         """The cost of having `value` as `wanted` where it has been brought to `have` so far."""

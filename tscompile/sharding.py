@@ -36,15 +36,12 @@ def rule_of(op: Op) -> Rule:
     return lookup(op.kind).factors(op.inputs, op.outputs, op.attrs)
 
 
-def strategies(
-    op: Op, axis: str, ranks: int, *, tokens: bool = True, taken: Taken = frozenset()
-) -> list[Strategy]:
+def strategies(op: Op, axis: str, ranks: int, taken: Taken = frozenset()) -> list[Strategy]:
     """All that the op's rule allows over `ranks` ranks; replicated comes first. A boundary has what its
-    author said. tokens: whether a step's tokens may be sharded. taken: the factors that other axes
-    shard, and into how many parts."""
-    key = (signature(op), axis, ranks, tokens, taken)
+    author said. taken: the factors that other axes shard, and into how many parts."""
+    key = (signature(op), axis, ranks, taken)
     if key not in _known:
-        _known[key] = _strategies(op, axis, ranks, tokens, taken)
+        _known[key] = _strategies(op, axis, ranks, taken)
     return _known[key]
 
 
@@ -55,9 +52,9 @@ def signature(op: Op) -> object:
     return op.kind, len(op.inputs), types, attrs
 
 
-def _strategies(op: Op, axis: str, ranks: int, tokens: bool, taken: Taken) -> list[Strategy]:
+def _strategies(op: Op, axis: str, ranks: int, taken: Taken) -> list[Strategy]:
     if op.kind == "boundary" and ranks > 1:
-        return [Strategy("", (p,), (p,)) for p in _at_boundary(op, axis, ranks, tokens and not taken)]
+        return [Strategy("", (p,), (p,)) for p in _at_boundary(op, axis, ranks, tokens=not taken)]
     rule = rule_of(op)
     nothing = Strategy("", (Replicate(),) * len(op.inputs), (Replicate(),) * len(op.outputs))
     if ranks == 1:
@@ -66,7 +63,7 @@ def _strategies(op: Op, axis: str, ranks: int, tokens: bool, taken: Taken) -> li
     for factor in rule.factors:
         parts = dict(taken).get(factor, 1)
         if (parts == 1 or _splits_further(op, rule, factor)) and _splits(
-            (op, rule), factor, axis, parts * ranks, tokens
+            op, rule, factor, axis, parts * ranks
         ):
             result.append(_sharded(op, rule, factor))
     for indices in rule.partial:
@@ -74,6 +71,17 @@ def _strategies(op: Op, axis: str, ranks: int, tokens: bool, taken: Taken) -> li
             takes = tuple(Partial() if i in indices else Replicate() for i in range(len(op.inputs)))
             result.append(Strategy("", takes, (Partial(),) * len(op.outputs)))
     return result
+
+
+def rows_shared(op: Op, strategy: Strategy) -> Sym | None:
+    """The symbolic dim that the strategy shards: of tokens, or of what goes with them."""
+    values, places = (*op.inputs, *op.outputs), (*strategy.takes, *strategy.gives)
+    for value, placed in zip(values, places, strict=True):
+        if isinstance(placed, Shard):
+            dim = value.shape[placed.dim]
+            if isinstance(dim, Sym) and (placed.owner or not dim.ragged):
+                return dim
+    return None
 
 
 def factor_sizes(op: Op, rule: Rule, factor: str) -> list[int]:
@@ -133,10 +141,9 @@ def divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def _splits(ruled: tuple[Op, Rule], factor: str, axis: str, ranks: int, tokens: bool) -> bool:
+def _splits(op: Op, rule: Rule, factor: str, axis: str, ranks: int) -> bool:
     """Whether `ranks` ranks can share the factor out. Caches are shared out by sequence or by position, as
     the axis says, or else by heads."""
-    op, rule = ruled
     if any(v.state for v in op.inputs):
         if by_sequence(axis) or by_position(axis):
             if factor != (rule.owned if by_sequence(axis) else rule.context):
@@ -145,7 +152,7 @@ def _splits(ruled: tuple[Op, Rule], factor: str, axis: str, ranks: int, tokens: 
             return False
     if _whole(op, rule, factor):
         given = factor in (rule.owned, rule.counted) or all(sharded_by(d, factor) for d in rule.outputs)
-        return tokens and given and all(p.owner or dim == TOKENS for dim, p in _dims(op, rule, factor))
+        return given and all(p.owner or dim == TOKENS for dim, p in _dims(op, rule, factor))
     return all(size % ranks == 0 for size in factor_sizes(op, rule, factor))
 
 
@@ -176,9 +183,9 @@ def _sharded(op: Op, rule: Rule, factor: str) -> Strategy:
     return Strategy(factor, tuple(takes), tuple(gives))
 
 
-def _at_boundary(op: Op, axis: str, ranks: int, tokens: bool) -> list[Placement]:
+def _at_boundary(op: Op, axis: str, ranks: int, *, tokens: bool) -> list[Placement]:
     """What the author said, of features: where that is Replicate, which ranks own which tokens is left to
-    the search."""
+    the search. tokens: whether no other axis shares them out."""
     text = _said(op)
     placement, dims = parse_placement(boundary_on(op, axis)), op.inputs[0].shape
     if isinstance(placement, Shard):

@@ -86,12 +86,8 @@ class Link:
 
 @dataclass(frozen=True)
 class Topology:
-    """tokens_sharded: whether a step's tokens may be shared out in equal parts. By sequence they may always:
-    that is what its axis is for."""
-
     name: str
     ranks_a_host: int
-    tokens_sharded: bool
     flops_per_s: Mapping[str, float]  # by dtype
     read_bytes_per_s: float
     memory_bytes: float
@@ -118,7 +114,6 @@ def topology_of(target: str) -> Topology:
             return Topology(
                 name=path.stem,
                 ranks_a_host=data["ranks_a_host"],
-                tokens_sharded=data["tokens_sharded"],
                 flops_per_s={k: float(v) for k, v in data["flops_per_s"].items() if k != "source"},
                 read_bytes_per_s=float(data["read_bytes_per_s"]["value"]),
                 memory_bytes=float(data["memory_bytes"]["value"]),

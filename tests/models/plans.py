@@ -49,11 +49,11 @@ def launches(path: Path) -> list[dict[str, Any]]:
     return [launch for bucket in buckets for launch in bucket["launches"]]
 
 
-def prices(base_s: float, bytes_per_s: float, *, sharded: bool = False, tokens: int = 64) -> Prices:
-    """A CPU's, with other links, which move bytes while it computes. sharded: whether tokens may be."""
+def prices(base_s: float, bytes_per_s: float, *, tokens: int = 64) -> Prices:
+    """A CPU's, with other links, which move bytes while it computes."""
     found = Prices.of("cpu-avx2", tokens)
     link = Link(bytes_per_s, (Algorithm("ring", base_s, 0.0),), frozenset({"base", "bytes"}))
-    machine = replace(found.topology, host=link, launch_s=0.0, tokens_sharded=sharded)
+    machine = replace(found.topology, host=link, launch_s=0.0)
     return replace(found, topology=machine)
 
 
@@ -69,5 +69,5 @@ class RowsFree(Prices):
 def rows_free() -> Prices:
     """Such that tokens are sharded where they are routed, and each route's row goes to the rank of its expert
     and back."""
-    found = prices(1e-13, 1e11, sharded=True, tokens=512)
+    found = prices(1e-13, 1e11, tokens=512)
     return RowsFree(found.topology, found.sizes)

@@ -143,8 +143,13 @@ def test_dump_writes_every_pass_and_the_receipts(
     status, out, err = run(capsys, "build", checkpoint, "--tp", 2, "--target", "cpu-avx2", *words)
     assert status == 0, err
     names = sorted(path.name for path in (tmp_path / "d").iterdir())
-    wanted = [f"{i:02d}-{name}.txt" for i, name in enumerate(pipeline.ALL, 1)]
-    assert names == [*wanted, "program-cpu-avx2.json", "receipts.txt"]
+    wanted = [f"{i:02d}-{name}" for i, name in enumerate(pipeline.ALL, 1)]
+    smaller = [int(name.split("-")[-2]) for name in names if name.startswith(f"{wanted[-1]}-up-to-")]
+    assert smaller, "two ranks take small steps and large ones alike: wanted a bucket for each"
+    placed = wanted[pipeline.ALL.index("propagate") :]
+    buckets = [f"{name}-up-to-{tokens}-tokens" for name in placed for tokens in smaller]
+    dumped = sorted(f"{name}.txt" for name in (*wanted, *buckets, "receipts"))
+    assert names == sorted([*dumped, "program-cpu-avx2.json"])
     receipts = (tmp_path / "d" / "receipts.txt").read_text()
     assert "qkv at layers.0.self_attn.attention.out (models/qwen3.py:41): matched" in receipts
     summary = json.loads(out)

@@ -136,7 +136,7 @@ def test_every_family_on_every_mesh(
     sizes = MESHES[mesh]
     seed = sum(map(ord, family + mesh))
     print(f"seed {seed}")
-    monkeypatch.setattr(propagate, "prices_of", lambda _: prices(1e-8, 1e12, sharded=True))
+    monkeypatch.setattr(propagate, "prices_of", lambda _: prices(1e-8, 1e12))
     heads = HEADS_OF_THREE if sizes.get("tp", 1) % 3 == 0 else HEADS
     given = families[family, heads, 2 if sizes.get("pp", 1) > MOST_STAGES else 1]
     if sizes.get("tp") in (5, 7) and "kv_lora_rank" not in FAMILIES[family]:
@@ -160,7 +160,7 @@ def test_small_steps_placed_otherwise(
     steps of either kind, in any order, give what one rank does."""
     seed = sum(map(ord, family + mesh))
     print(f"seed {seed}")
-    slow, quick = (prices(base, 1e12, sharded=True) for base in (1e-4, 1e-8))
+    slow, quick = (prices(base, 1e12) for base in (1e-4, 1e-8))
     monkeypatch.setattr(propagate, "prices_of", lambda at: slow if 1 <= at.tokens <= 16 else quick)
     given = families[family, HEADS, 1]
     program = placed(given.captured, MESHES[mesh])
@@ -214,7 +214,7 @@ def test_collectives_run_beside_what_they_do_not_need(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each started and finished in two places, with kernels between; every rank gives what one does."""
-    monkeypatch.setattr(propagate, "prices_of", lambda _: prices(1e-8, 1e12, sharded=True))
+    monkeypatch.setattr(propagate, "prices_of", lambda _: prices(1e-8, 1e12))
     given = families[family, HEADS, 1]
     program = placed(given.captured, MESHES[mesh], CONTEXT_PAGE if "cp" in mesh else PAGE_SIZE)
     kinds = [group.group for group in program.graph.groups()]

@@ -66,8 +66,8 @@ CASES: dict[str, tuple[Spec, int]] = {
 # What wires and latencies cost decides which collectives there are; every choice must be right.
 PRICES = {
     "slow links": prices_with(1e-5, 5e9),
-    "fast links": prices_with(1e-8, 1e12),
-    "fast links, tokens sharded": prices_with(1e-8, 1e12, sharded=True),
+    "fast links, one token": prices_with(1e-8, 1e12, tokens=1),
+    "fast links, tokens sharded": prices_with(1e-8, 1e12),
 }
 
 

@@ -54,11 +54,9 @@ def check_lines(name: str, lines: list[str], request: pytest.FixtureRequest) -> 
     )
 
 
-def prices(
-    base_s: float, bytes_per_s: float, *, tokens: int = 64, target: str = "cpu-avx2", sharded: bool = False
-) -> Prices:
-    """Those of a target, with other links. sharded: whether tokens may be."""
+def prices(base_s: float, bytes_per_s: float, *, tokens: int = 64, target: str = "cpu-avx2") -> Prices:
+    """Those of a target, with other links."""
     found = Prices.of(target, tokens)
     link = Link(bytes_per_s, (Algorithm("ring", base_s, 0.0),))
-    machine = replace(found.topology, host=link, launch_s=0.0, read_bytes_per_s=1e10, tokens_sharded=sharded)
+    machine = replace(found.topology, host=link, launch_s=0.0, read_bytes_per_s=1e10)
     return replace(found, topology=machine)

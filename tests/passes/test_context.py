@@ -25,7 +25,9 @@ def test_other_meshes_stay_as_they_are(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(propagate, "prices_of", lambda _: golden.prices(base_s=2e-7, bytes_per_s=2e10))
+    monkeypatch.setattr(
+        propagate, "prices_of", lambda _: golden.prices(base_s=2e-7, bytes_per_s=2e10, tokens=8)
+    )
 
 
 def placed(mesh: Mesh) -> Graph:

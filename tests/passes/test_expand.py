@@ -86,7 +86,10 @@ def test_what_is_rounded_where(tmp_path: Path) -> None:
     ]
 
 
-def test_golden_of_groups(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_golden_of_groups(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(propagate, "prices_of", lambda _: golden.prices(base_s=1e-3, bytes_per_s=1e9))
     build = captured(tmp_path)
     for step in (expand, precision, canonicalize, propagate, reshard, collectives, localize, fuse):
         step.run(build)

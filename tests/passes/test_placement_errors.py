@@ -90,7 +90,7 @@ def test_a_maximum_inside_a_module() -> None:
 def test_the_axis_that_is_wrong_is_named() -> None:
     assert error_of(takes="ep:P(max)", mesh="ep=4, tp=2") == (
         "model.py:31: boundary -> %a cannot be placed on ep=4: it takes %x as P(max), but embedding "
-        "(model.py:30) gives it as P(sum) or R or S(1), and no collective leads there; "
+        "(model.py:30) gives it as P(sum) or R or S(0) or S(1), and no collective leads there; "
         "legal would be R or S(1)"
     )
 

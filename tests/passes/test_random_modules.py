@@ -38,10 +38,9 @@ from tscompile.verify import verify
 
 TOLERANCE = 1e-4  # of the largest element: sums are taken in another order
 PRICES = [
-    golden.prices(base, bandwidth, tokens=tokens, sharded=sharded)
+    golden.prices(base, bandwidth, tokens=tokens)
     for base, bandwidth in ((1e-6, 1e8), (1e-8, 1e10), (0.0, 1e12))
     for tokens in (8, 2000)
-    for sharded in (False, True)
 ]
 PASSES = (canonicalize, context, fit, stages, propagate, reshard, collectives, localize)
 
@@ -103,9 +102,7 @@ def check(seed: int, seen: Counter[str]) -> None:
     batches, tensors = random_steps(rng, owners, page_size, num_slots), weights_of(graph)
     one = Interpreter(with_pages(graph, page_size), tensors.__getitem__, num_slots)
     expected = [one.run(batch)[0] for batch in batches]
-    prices = rng.choice([p for p in PRICES if p.topology.tokens_sharded or owners == 1])
-    sharded = prices.topology.tokens_sharded
-    of_small_steps = rng.choice([p for p in PRICES if p.topology.tokens_sharded == sharded])
+    prices, of_small_steps = rng.choice(PRICES), rng.choice(PRICES)
     try:
         graphs = place(with_pages(graph, PAGE_SIZE), prices, of_small_steps)
     except CompileError as error:

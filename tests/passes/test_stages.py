@@ -23,7 +23,9 @@ TWO = Mesh((("pp", 2), ("tp", 2)))
 
 @pytest.fixture(autouse=True)
 def _prices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(propagate, "prices_of", lambda _: golden.prices(base_s=2e-7, bytes_per_s=2e10))
+    monkeypatch.setattr(
+        propagate, "prices_of", lambda _: golden.prices(base_s=2e-7, bytes_per_s=2e10, tokens=8)
+    )
 
 
 def test_golden(request: pytest.FixtureRequest) -> None:

@@ -71,7 +71,7 @@ def test_tokens_in_parts(
     reference(SPECS[name]).save_pretrained(tmp_path)
     prompts = {"a": list(range(40)), "b": [60, 59, 3]}
     one = greedy(plans.build(tmp_path, tmp_path / "1.tsp", page_size=PAGE_SIZE), prompts)
-    monkeypatch.setattr(propagate, "prices_of", lambda _: plans.prices(1e-8, 1e12, sharded=True))
+    monkeypatch.setattr(propagate, "prices_of", lambda _: plans.prices(1e-8, 1e12))
     path = plans.build(tmp_path, tmp_path / "several.tsp", page_size=PAGE_SIZE, **mesh)
     launches = plans.launches(path)
     assert any("tokens" in launch for launch in launches)

@@ -51,7 +51,7 @@ def phases(path: Path) -> Counter[str]:
     return Counter(launch.get("phase", "") for launch in launches)
 
 
-SHARDED = plans.prices(1e-8, 1e12, sharded=True)
+SHARDED = plans.prices(1e-8, 1e12)
 # The model, its ranks, at which prices, and how many collectives at least are in two launches.
 CASES: dict[str, tuple[str, dict[str, int], Prices, int]] = {
     "tp": ("deepseek-routed", {"tp": 2}, SHARDED, 10),
@@ -96,7 +96,7 @@ def test_over_mpi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [Request(prompt, max_tokens=16, ignore_eos=True) for prompt in prompts]
     with Engine(plans.build(tmp_path, tmp_path / "1.tsp", **SIZES), num_threads=1) as engine:
         wanted = [answer.tokens for answer in engine.generate(asked)]
-    monkeypatch.setattr(propagate, "prices_of", lambda _: plans.prices(1e-8, 1e12, sharded=True))
+    monkeypatch.setattr(propagate, "prices_of", lambda _: plans.prices(1e-8, 1e12))
     path = plans.build(tmp_path, tmp_path / "2.tsp", **SIZES, dp=2)
     assert phases(path)["start"] >= 4
     mpi = f"{sys.prefix}/lib/libmpi_abi.so.1".encode()

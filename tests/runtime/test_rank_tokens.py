@@ -106,7 +106,7 @@ def test_tokens_in_parts(
     asked = [Request(prompt, max_tokens=16, ignore_eos=True) for prompt in prompts]
     with Engine(plans.build(tmp_path, tmp_path / "1.tsp", page_size=32), num_threads=1) as engine:
         wanted = [answer.tokens for answer in engine.generate(asked)]
-    monkeypatch.setattr(propagate, "prices_of", lambda _: plans.prices(1e-8, 1e12, sharded=True))
+    monkeypatch.setattr(propagate, "prices_of", lambda _: plans.prices(1e-8, 1e12))
     path = plans.build(tmp_path, tmp_path / "several.tsp", page_size=32, **mesh)
     moved = {launch["collective"] for launch in plans.launches(path) if launch.get("parts") == "tokens"}
     assert {"all_gather", "reduce_scatter", "all_to_all"} <= moved
@@ -136,7 +136,7 @@ def test_rows_of_experts_move(
     sizes = {"page_size": 32, "max_tokens": 64, "max_seqs": 6}
     with Engine(plans.build(tmp_path, tmp_path / "1.tsp", **sizes), num_threads=1) as engine:
         wanted = [answer.tokens for answer in engine.generate(asked)]
-    slow = plans.prices(1e-4, 1e12, sharded=True)
+    slow = plans.prices(1e-4, 1e12)
     monkeypatch.setattr(
         propagate, "prices_of", lambda at: slow if 1 <= at.tokens < fewest else plans.rows_free()
     )

@@ -84,7 +84,8 @@ def place_buckets(build: Build) -> None:
     build.smaller = {tokens: at(tokens) for tokens in last(0, len(sizes) - 1)}
     build.graph = at(most)
     for tokens, graph in build.buckets.items():
-        found = reasons(graph, _prices_at(build.options, tokens))
+        pinned = tokens != (build.options.tokens or most)
+        found = reasons(graph, _prices_at(build.options, tokens), pinned=pinned)
         build.placed["buckets"].append({"max_tokens": tokens, "ops": found})
 
 
