@@ -58,9 +58,13 @@ CudaNeeds CudaNeeds::of(const Plan &plan, const Program &program) {
   return needs;
 }
 
+std::string CudaNeeds::fixed_text() const {
+  return "weights take " + human_bytes(weights) + ", activations and work space " + human_bytes(arena) + ", batch " +
+         human_bytes(batch);
+}
+
 std::string CudaNeeds::text() const {
-  return human_bytes(total()) + ": weights " + human_bytes(weights) + ", KV cache " + human_bytes(kv) +
-         ", activations and work space " + human_bytes(arena) + ", batch " + human_bytes(batch);
+  return human_bytes(total()) + ": " + fixed_text() + ", KV cache " + human_bytes(kv);
 }
 
 CudaNeeds CudaNeeds::of(const Plan &plan, const Program &program, int32_t num_pages) {
@@ -114,7 +118,7 @@ DeviceMemory CudaDevice::take(uint64_t bytes) const {
   cuda::Address address = 0;
   const cuda::Result result = context_->cuda().memory_allocate(&address, std::max(bytes, kLeastBytes));
   if (result == cuda::kOutOfMemory) {
-    fail(TS_NO_MEMORY, context_->name(), " has not enough memory for ", needs_.text(), "; ",
+    fail(TS_NO_MEMORY, context_->name(), " has not enough memory for what is needed, ", needs_.text(), "; ",
          human_bytes(context_->free_memory()), " were left when ", human_bytes(bytes),
          " were asked for: end what else uses it, or ask for fewer pages of KV cache");
   }

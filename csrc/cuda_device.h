@@ -25,7 +25,8 @@ struct CudaNeeds {
 
   uint64_t fixed() const { return weights + arena + batch; }
   uint64_t total() const { return fixed() + kv; }
-  std::string text() const;  ///< "8.0 GiB: weights 5.0 GiB, ..."
+  std::string text() const;        ///< "8.0 GiB: weights 5.0 GiB, ..."
+  std::string fixed_text() const;  ///< "weights take 5.0 GiB, activations ..."
 };
 
 /// Runs a GPU target's program: a bucket's launches are a graph, captured when it is made. Owns what they read and write: weights,

@@ -27,8 +27,9 @@ typedef enum ts_status {
   TS_IO = 6,          /* the file system said no */
   TS_NO_MEMORY = 7,
   TS_INTERNAL = 8,
-  TS_LOST_RANK = 9, /* a rank died, stopped or did not come; the message names it. The engine is over */
-  TS_DIFFERS = 10   /* a replay is not what was recorded; the message says at which step, and what first */
+  TS_LOST_RANK =
+      9, /* a rank died, stopped or did not come, or its GPU was lost; the message names it. The engine is over */
+  TS_DIFFERS = 10 /* a replay is not what was recorded; the message says at which step, and what first */
 } ts_status;
 
 typedef struct ts_error {
@@ -93,6 +94,8 @@ typedef struct ts_engine_options {
   const char
       *record; /* rank 0: a new file that the run is recorded in, for ts_replay; NULL: none. The prompts' token ids
                   are in it, and only this user may read it */
+  const char *
+      cuda_library; /* the file of NVIDIA's driver, for plans of GPU targets; NULL: libcuda.so.1, where the system looks */
 } ts_engine_options;
 
 /* With a plan of several ranks this is rank 0, and returns once all ranks are ready. TS_LOST_RANK, naming it, if one is not. */

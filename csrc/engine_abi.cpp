@@ -12,14 +12,14 @@
 
 /// What ts_engine points to.
 struct ts_engine {
-  std::unique_ptr<ts::Executor> executor;
-  std::unique_ptr<ts::EngineCore> core;  // second: its step thread uses the executor
+  std::unique_ptr<ts::Device> device;
+  std::unique_ptr<ts::EngineCore> core;  // second: its step thread uses the device
 
-  ts_engine(std::unique_ptr<ts::Executor> executor_, std::unique_ptr<ts::EngineCore> core_)
-      : executor(std::move(executor_)), core(std::move(core_)) {
-    executor->on_failure([raw = core.get()](const std::string &message) { raw->abandon(message); });
+  ts_engine(std::unique_ptr<ts::Device> device_, std::unique_ptr<ts::EngineCore> core_)
+      : device(std::move(device_)), core(std::move(core_)) {
+    device->on_failure([raw = core.get()](const std::string &message) { raw->abandon(message); });
   }
-  ~ts_engine() { executor->on_failure(nullptr); }
+  ~ts_engine() { device->on_failure(nullptr); }
   ts_engine(const ts_engine &) = delete;
   ts_engine &operator=(const ts_engine &) = delete;
 };
@@ -75,6 +75,7 @@ ExecutorOptions executor_options(const ts_engine_options &o, int32_t num_ranks) 
   options.kv_bytes = o.kv_bytes;
   options.max_seqs = o.max_seqs;
   options.target = o.target == nullptr ? "" : o.target;
+  options.cuda_library = o.cuda_library == nullptr ? "" : o.cuda_library;
   options.ranks.rank = o.rank;
   options.ranks.timeout_ms = o.rank_timeout_ms;
   options.ranks.rendezvous = o.rendezvous == nullptr ? "" : o.rendezvous;
@@ -95,11 +96,11 @@ StepCost step_cost_of(const Plan &plan, const std::string &target) {
   return parse_step_cost(JsonNode(json, name)[target]);
 }
 
-EngineOptions engine_options(const ts_engine_options &o, const Executor &executor, const Plan &plan) {
-  const Limits &limits = executor.limits();
+EngineOptions engine_options(const ts_engine_options &o, const Device &device, const Plan &plan) {
+  const Limits &limits = device.limits();
   const int32_t num_owners = plan.mesh().num_owners();
-  if (int64_t{num_owners} * executor.num_pages() * limits.page_size > INT32_MAX) {
-    fail(TS_BAD_REQUEST, num_owners * int64_t{executor.num_pages()}, " KV pages of ", limits.page_size,
+  if (int64_t{num_owners} * device.num_pages() * limits.page_size > INT32_MAX) {
+    fail(TS_BAD_REQUEST, num_owners * int64_t{device.num_pages()}, " KV pages of ", limits.page_size,
          " tokens are more than ", INT32_MAX, " slots: lower num_pages or kv_bytes");
   }
   if (limits.vocab_size > Sampler::kMaxVocab) {
@@ -111,16 +112,16 @@ EngineOptions engine_options(const ts_engine_options &o, const Executor &executo
   options.scheduler.max_seqs = within("max_seqs", o.max_seqs, limits.max_seqs);
   options.scheduler.max_context = limits.max_context;
   options.scheduler.page_size = limits.page_size;
-  options.scheduler.num_pages = executor.num_pages();
+  options.scheduler.num_pages = device.num_pages();
   options.scheduler.num_owners = num_owners;
-  options.scheduler.groups = executor.groups();
+  options.scheduler.groups = device.groups();
   options.scheduler.prefix_cache = o.prefix_cache == 1;
   options.scheduler.max_draft = std::abs(o.max_draft);
   options.scheduler.drafts_at_any_cost = o.max_draft < 0;
-  if (o.target_tpot_us > 0 || o.max_draft > 0) options.scheduler.cost = step_cost_of(plan, executor.target());
+  if (o.target_tpot_us > 0 || o.max_draft > 0) options.scheduler.cost = step_cost_of(plan, device.target());
   options.scheduler.target_step_ns = int64_t{o.target_tpot_us} * 1000;
   if (o.patience_ms > 0) options.scheduler.patience_ms = o.patience_ms;
-  options.scheduler.batch_memory = executor.batch_memory();
+  options.scheduler.batch_memory = device.batch_memory();
   options.vocab_size = limits.vocab_size;
   options.max_queue = o.max_queue == 0 ? kMaxQueue : o.max_queue;
   options.eos_token_ids = plan.model().eos_token_ids;
@@ -132,22 +133,22 @@ std::unique_ptr<ts_engine> open_engine(const std::shared_ptr<const Plan> &plan, 
                                        std::unique_ptr<Replay> replay) {
   check_options(o);
   if (o.rank != 0) fail(TS_BAD_REQUEST, "rank ", o.rank, " does not serve: it calls ts_rank_run");
-  auto executor = std::make_unique<Executor>(plan, executor_options(o, plan->mesh().num_ranks()));
-  auto run = [raw = executor.get()](const ts_batch &batch) {
+  auto device = open_device(plan, executor_options(o, plan->mesh().num_ranks()));
+  auto run = [raw = device.get()](const ts_batch &batch) {
     raw->run(batch);
     return Logits{raw->logits(), raw->logits_stride()};
   };
-  const auto share = [raw = executor.get()](int32_t count, const RowJob &job) { raw->share(count, job); };
-  EngineOptions options = engine_options(o, *executor, *plan);
-  options.at_end = [raw = executor.get()] { raw->end_steps(); };
+  const auto share = [raw = device.get()](int32_t count, const RowJob &job) { raw->share(count, job); };
+  EngineOptions options = engine_options(o, *device, *plan);
+  options.at_end = [raw = device.get()] { raw->end_steps(); };
   Tape tape{.replay = std::move(replay)};
   if (o.record != nullptr) {
-    TraceHeader header{plan->seal(), executor->target(), o};
-    header.options.num_pages = executor->num_pages();
+    TraceHeader header{plan->seal(), device->target(), o};
+    header.options.num_pages = device->num_pages();
     tape.recorder = std::make_unique<Recorder>(o.record, header);
   }
-  auto core = std::make_unique<EngineCore>(options, run, SharedRows{executor->num_threads(), share}, std::move(tape));
-  return std::make_unique<ts_engine>(std::move(executor), std::move(core));
+  auto core = std::make_unique<EngineCore>(options, run, SharedRows{device->num_threads(), share}, std::move(tape));
+  return std::make_unique<ts_engine>(std::move(device), std::move(core));
 }
 
 void replay(const std::shared_ptr<const Plan> &plan, const ts_engine_options &own, const char *trace,
@@ -251,8 +252,8 @@ void ts_engine_stats(ts_engine *engine, ts_stats *stats) {
   if (engine == nullptr || stats == nullptr) return;
   ts_stats all{};
   engine->core->stats(all);
-  all.num_threads = engine->executor->num_threads();
-  const std::string &target = engine->executor->target();
+  all.num_threads = engine->device->num_threads();
+  const std::string &target = engine->device->target();
   std::copy_n(target.begin(), std::min(target.size(), sizeof(all.target) - 1), all.target);
   all.size = std::min<uint32_t>(stats->size, sizeof(all));
   std::memcpy(stats, &all, all.size);

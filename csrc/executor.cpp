@@ -1,7 +1,6 @@
 #include "executor.h"
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -46,13 +45,6 @@ std::string choose_target(const Plan &plan, const std::string &forced) {
        ": build the plan for one of them");
 }
 
-int choose_threads(int wanted) {
-  if (wanted < 0 || wanted > kMaxThreads) {
-    fail(TS_BAD_REQUEST, "num_threads is ", wanted, ", wanted 0 (every core) to ", kMaxThreads);
-  }
-  return wanted != 0 ? wanted : std::min(usable_cores(), kMaxThreads);
-}
-
 /// Pages for kTokensPerSeq tokens of each of so many sequences, and for one of the longest.
 int64_t default_pages(const Program &program, int64_t num_seqs) {
   const Limits &limits = program.limits;
@@ -67,15 +59,29 @@ int64_t default_pages(const Program &program, int64_t num_seqs) {
   return pages;
 }
 
-/// The number of KV pages, as ts_engine_options says. Throws TS_NO_MEMORY, telling the parts, if that and the arena do not fit.
-/// Each rank takes as much, from one memory: as much as the one that has the most layers.
-int32_t choose_pages(const Program &program, const ExecutorOptions &options, const Mesh &mesh) {
+/// The host's memory, of which each rank has its part, and half is left to others.
+MemoryRoom room_here(const Program &program, const ExecutorOptions &options, const Mesh &mesh) {
+  const int32_t num_here = options.ranks.num_here == 0 ? mesh.num_ranks() : options.ranks.num_here;
+  const uint64_t free = available_memory() / static_cast<uint64_t>(num_here);
+  return {free, program.arena_bytes, free / 2 - std::min(free / 2, program.arena_bytes),
+          "the arena takes " + human_bytes(program.arena_bytes), ""};
+}
+
+}  // namespace
+
+int choose_threads(int wanted) {
+  if (wanted < 0 || wanted > kMaxThreads) {
+    fail(TS_BAD_REQUEST, "num_threads is ", wanted, ", wanted 0 (every core) to ", kMaxThreads);
+  }
+  return wanted != 0 ? wanted : std::min(usable_cores(), kMaxThreads);
+}
+
+int32_t choose_pages(const Program &program, const ExecutorOptions &options, const Mesh &mesh, const MemoryRoom &room) {
   const int32_t num_here = options.ranks.num_here == 0 ? mesh.num_ranks() : options.ranks.num_here;
   const int32_t num_owners = mesh.num_owners();
   const Limits &limits = program.limits;
   const uint64_t page_bytes = program.page_bytes * static_cast<uint64_t>(std::max(program.most_slabs(), 1));
   const int64_t most = std::numeric_limits<int32_t>::max() / limits.page_size / num_owners;  // a slot is an int32
-  const uint64_t free = available_memory() / static_cast<uint64_t>(num_here);
   int64_t pages = options.num_pages;
   if (pages < 0 || pages > most) {
     fail(TS_BAD_REQUEST, "num_pages is ", pages, ", wanted 0 (from kv_bytes) to ", most);
@@ -92,22 +98,19 @@ int32_t choose_pages(const Program &program, const ExecutorOptions &options, con
   if (pages == 0) {
     const int64_t seqs = options.max_seqs != 0 ? std::min(options.max_seqs, limits.max_seqs) : limits.max_seqs;
     const int64_t mine = (seqs + num_owners - 1) / num_owners;  // of the sequences that ranks share out
-    const uint64_t room = free / 2 - std::min(free / 2, program.arena_bytes);
-    pages = std::min(
-        {default_pages(program, mine), most, static_cast<int64_t>(std::min<uint64_t>(room / page_bytes, most))});
+    pages = std::min({default_pages(program, mine), most,
+                      static_cast<int64_t>(std::min<uint64_t>(room.for_cache / page_bytes, most))});
     pages = std::max<int64_t>(pages, 1);
   }
   const auto kv_bytes = static_cast<uint64_t>(pages) * page_bytes;
-  if (program.arena_bytes > free || kv_bytes > free - program.arena_bytes) {
-    fail(TS_NO_MEMORY, "not enough memory: the arena takes ", human_bytes(program.arena_bytes), " and the KV cache ",
+  if (room.fixed > room.free || kv_bytes > room.free - room.fixed) {
+    fail(TS_NO_MEMORY, "not enough memory", room.where, ": ", room.what_is_fixed, " and the KV cache ",
          human_bytes(kv_bytes), " (", pages, " pages of ", limits.page_size, " tokens, ", human_bytes(page_bytes),
-         " a page), but ", human_bytes(free), " is free", num_here > 1 ? " for each rank" : "",
+         " a page), but ", human_bytes(room.free), " is free", num_here > 1 ? " for each rank" : "",
          ": ask for fewer pages");
   }
   return static_cast<int32_t>(pages);
 }
-
-}  // namespace
 
 struct Executor::Impl {
   std::shared_ptr<const Plan> plan;  // holds the weights
@@ -302,7 +305,8 @@ Executor::Executor(std::shared_ptr<const Plan> plan, const ExecutorOptions &opti
   }
   Program program = parse_program(*plan, choose_target(*plan, options.target), rank);
   int num_threads = choose_threads(options.num_threads);
-  int32_t num_pages = rank == 0 ? choose_pages(program, options, plan->mesh()) : 0;
+  int32_t num_pages =
+      rank == 0 ? choose_pages(program, options, plan->mesh(), room_here(program, options, plan->mesh())) : 0;
   if (num_ranks == 1) {
     plan->verify_weights();
     impl_ = std::make_unique<Impl>(std::move(plan), std::move(program), Ranks{}, num_pages, num_threads);
@@ -325,14 +329,7 @@ Executor::Executor(std::shared_ptr<const Plan> plan, const ExecutorOptions &opti
 Executor::~Executor() = default;
 
 void Executor::run(const ts_batch &batch) {
-  const Limits &limits = impl_->program.limits;
-  const int32_t rows = std::min(limits.max_seqs, batch.num_tokens);  // each of its own token
-  const bool fits = batch.num_tokens >= 1 && batch.num_tokens <= limits.max_tokens && batch.num_seqs >= 1 &&
-                    batch.num_seqs <= rows && batch.num_logits >= 0 && batch.num_logits <= rows;
-  if (!fits) {
-    fail(TS_INTERNAL, "a batch of ", batch.num_tokens, " tokens, ", batch.num_seqs, " sequences and ", batch.num_logits,
-         " logit rows leaves the limits of ", limits.max_tokens, " tokens and ", limits.max_seqs, " sequences");
-  }
+  check_batch(batch, impl_->program.limits);
   if (impl_->ranks.group) publish(batch);
   impl_->run(batch);
 }
@@ -375,17 +372,7 @@ void Executor::on_failure(std::function<void(const std::string &message)> callba
 }
 
 void Executor::share(int32_t count, const std::function<void(int32_t item, int thread)> &job) {
-  std::atomic<int32_t> next = 0;
-  auto take = [&](int thread, int, Barrier &) {
-    const FloatMode float_mode(Denormals::keep);
-    for (int32_t item = next++; item < count; item = next++) job(item, thread);
-  };
-  if (count > 1) {
-    impl_->workers.run(take);
-  } else if (count == 1) {  // no other thread need wake
-    const FloatMode float_mode(Denormals::keep);
-    job(0, 0);
-  }
+  impl_->workers.share(count, job);
 }
 
 const float *Executor::logits() const { return impl_->buckets[impl_->current].logits; }

@@ -69,6 +69,20 @@ void Workers::work(int thread) {
   }
 }
 
+void Workers::share(int32_t count, const std::function<void(int32_t item, int thread)> &job) {
+  std::atomic<int32_t> next = 0;
+  auto take = [&](int thread, int, Barrier &) {
+    const FloatMode float_mode(Denormals::keep);
+    for (int32_t item = next++; item < count; item = next++) job(item, thread);
+  };
+  if (count > 1) {
+    run(take);
+  } else if (count == 1) {  // no other thread need wake
+    const FloatMode float_mode(Denormals::keep);
+    job(0, 0);
+  }
+}
+
 void Workers::run_erased(Call call, void *context) {
   const FloatMode float_mode(Denormals::flush);
   call_ = call;

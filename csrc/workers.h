@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <thread>
 #include <vector>
 
@@ -49,6 +50,9 @@ class Workers {
                   Barrier &barrier) noexcept { (*static_cast<Job *>(context))(thread, num_threads, barrier); },
                &job);
   }
+
+  /// Calls job(item, thread) once for each item below `count`, shared among the threads, with denormals kept. It must not throw.
+  void share(int32_t count, const std::function<void(int32_t item, int thread)> &job);
 
  private:
   using Call = void (*)(void *context, int thread, int num_threads, Barrier &barrier) noexcept;

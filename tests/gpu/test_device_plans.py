@@ -25,6 +25,7 @@ from tscompile.reader import Plan
 from tscompile.topology import topology_of
 
 TARGET = GPU_TARGETS["sm_90a"]
+NO_DRIVER = b"/nowhere/libcuda.so.1"
 SMALL = {"max_tokens": 4, "max_seqs": 4, "page_size": 32}
 SPEC = Spec(
     "qwen3", {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "tie_word_embeddings": True}
@@ -160,22 +161,26 @@ def test_what_explain_and_inspect_show(path: Path) -> None:
 
 
 def test_a_cpu_runs_its_own_target_of_the_same_plan(path: Path) -> None:
-    with api.Engine(path) as engine:
+    with api.Engine(path, cuda_library=NO_DRIVER) as engine:
         assert engine.target == best_target()
         (answer,) = engine.generate([api.Request([7, 8, 9], max_tokens=4, ignore_eos=True)])
         assert len(answer.tokens) == 4
     with pytest.raises(
-        api.EngineError, match="'sm_90a' does not run on this host; the plan has sm_90a, cpu-"
+        api.EngineError,
+        match=r"'sm_90a' does not run on this host; the plan has sm_90a, cpu-.*; sm_90a: there is no NVIDIA "
+        r"driver",
     ):
-        api.Engine(path, target="sm_90a")
+        api.Engine(path, target="sm_90a", cuda_library=NO_DRIVER)
 
 
 def test_the_engine_refuses_a_plan_for_gpus_alone(checkpoint: Path, tmp_path: Path) -> None:
     out = plans.build(checkpoint, tmp_path / "plan.tsp", "bf16", (TARGET.name,), **SMALL)
     with pytest.raises(
-        api.EngineError, match=r"the plan has kernels for sm_90a, this host runs .*cpu-avx2"
+        api.EngineError,
+        match=r"the plan has kernels for sm_90a, this host runs .*cpu-avx2.*; sm_90a: there is no NVIDIA "
+        r"driver \(/nowhere/libcuda.so.1: .*\): install it",
     ) as refused:
-        api.Engine(out)
+        api.Engine(out, cuda_library=NO_DRIVER)
     assert refused.value.status == api.NO_TARGET
 
 

@@ -180,8 +180,9 @@ TEST(CudaDevice, NamesWhatMemoryWasNeededByPart) {
   for (int nth = 1; nth <= 4; ++nth) {
     const FakeDriver fake("oom_at=" + std::to_string(nth));
     expect_in(refusal([&] { toy.open(); }, TS_NO_MEMORY),
-              {"Fake GPU has not enough memory for", "weights 3.2 KiB, KV cache 64.0 KiB, activations and work space",
-               "batch", "were left when", "fewer pages of KV cache"});
+              {"Fake GPU has not enough memory for what is needed, ",
+               "weights take 3.2 KiB, activations and work space 6.5 KiB", "batch 704 bytes, KV cache 64.0 KiB",
+               "were left when", "fewer pages of KV cache"});
   }
   const FakeDriver small("total=70000");
   expect_in(refusal([&] { toy.open(); }, TS_NO_MEMORY), {"KV cache 64.0 KiB", "1.1 KiB were left when 6.5 KiB"});

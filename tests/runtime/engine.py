@@ -51,6 +51,7 @@ class _Options(c.Structure):
         ("ranks_here", c.c_int32),
         ("mpi_library", c.c_char_p),
         ("record", c.c_char_p),
+        ("cuda_library", c.c_char_p),
     )
 
 
@@ -256,6 +257,7 @@ class Engine:
         rank_pids: c.Array[c.c_int32] | None = None,
         ranks_here: int = 0,
         mpi_library: bytes | None = None,
+        cuda_library: bytes | None = None,
     ) -> None:
         self.plan = Plan(path, verify)
         options = _Options(
@@ -276,6 +278,7 @@ class Engine:
             rank_pids=rank_pids,
             ranks_here=ranks_here,
             mpi_library=mpi_library,
+            cuda_library=cuda_library,
         )
         self.handle, error = c.c_void_p(), _Error()
         status = library().ts_engine_open(

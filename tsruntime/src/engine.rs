@@ -55,6 +55,8 @@ impl Options {
         };
         let (target, rendezvous) = (text("target", &self.target)?, text("rendezvous", &self.rendezvous)?);
         let mpi_library = text("MPI library", &self.mpi_library)?;
+        // NVIDIA's driver, where the system does not find it
+        let cuda_library = text("CUDA library", &std::env::var("TSRUNTIME_LIBCUDA").ok())?;
         let record = self.record.as_deref().map(path).transpose()?;
         let pointer = |text: &Option<CString>| text.as_ref().map_or(ptr::null(), |text| text.as_ptr());
         body(&ffi::ts_engine_options {
@@ -78,6 +80,7 @@ impl Options {
             ranks_here: self.ranks_here,
             mpi_library: pointer(&mpi_library),
             record: pointer(&record),
+            cuda_library: pointer(&cuda_library),
         })
     }
 }

@@ -48,6 +48,7 @@ pub struct ts_engine_options {
     pub ranks_here: i32,
     pub mpi_library: *const c_char,
     pub record: *const c_char,
+    pub cuda_library: *const c_char,
 }
 
 #[repr(C)]

@@ -1,0 +1,61 @@
+"""Plans of GPU targets under the executable, with the fake driver where NVIDIA's would be."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import checkpoints
+import engine as api
+import plans
+import pytest
+from checkpoints import Spec
+
+FAKE = api.library_path().parent / "tests" / "libts_fake_cuda.so"
+SPEC = Spec("qwen3", {"vocab_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32})
+
+
+@pytest.fixture(scope="module")
+def gpu_plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gpu")
+    checkpoints.make(SPEC, folder / "checkpoint")
+    limits = {"max_tokens": 4, "max_seqs": 2, "page_size": 32}
+    return plans.build(folder / "checkpoint", folder / "gpu.tsp", "bf16", ("sm_90a",), **limits)
+
+
+def generate(executable: Path, plan: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        executable,
+        "generate",
+        plan,
+        "--ids",
+        "5,9,7",
+        "--max-tokens",
+        "3",
+        "--num-pages",
+        "8",
+        "--json",
+    ]
+    return subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_the_driver_is_found_by_its_variable(executable: Path, gpu_plan: Path, tmp_path: Path) -> None:
+    log = tmp_path / "calls.jsonl"
+    done = generate(executable, gpu_plan, TSRUNTIME_LIBCUDA=str(FAKE), FAKE_CUDA=f"log={log}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["ids"] == [0]  # nothing is computed, and 0 is the end token
+    calls = [json.loads(line)["call"] for line in log.read_text().splitlines()]
+    assert "violation" not in calls
+    assert calls.count("cuGraphLaunch") == 1
+    assert calls[-1] == "cuDevicePrimaryCtxRelease"
+
+
+def test_without_a_driver(executable: Path, gpu_plan: Path) -> None:
+    done = generate(executable, gpu_plan, TSRUNTIME_LIBCUDA="/nowhere/libcuda.so.1")
+    assert done.returncode == 3
+    assert "the plan has kernels for sm_90a, this host runs" in done.stderr
+    assert "sm_90a: there is no NVIDIA driver (/nowhere/libcuda.so.1: " in done.stderr
