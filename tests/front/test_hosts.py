@@ -101,7 +101,9 @@ def test_a_killed_rank_is_named(
             while more := stream.recv(65536):
                 data += more
     died = f"rank 1 (process {killed} on {hosts.names[1]}) died"
-    assert re.search(rb'"error".*' + re.escape(died.encode()), data), data[-500:]
+    assert re.search(rb'"error".*' + re.escape(died.encode()), data), (
+        f"{data[-500:]!r}\n{server.log.read_text()}"
+    )
     assert server.process.wait(30) != 0
     assert f"tsruntime: {died}" in server.log.read_text()
     assert hosts.processes(0, executable) == []
@@ -177,5 +179,7 @@ def test_a_rank_that_is_silent_is_named(
                     os.kill(silent, signal.SIGKILL)
                 hosts.cable("up")
     said = f"rank 1 (process {silent} on {hosts.names[1]}) has not moved for 5 s"
-    assert re.search(rb'"error".*' + re.escape(said.encode()), data), data[-500:]
+    assert re.search(rb'"error".*' + re.escape(said.encode()), data), (
+        f"{data[-500:]!r}\n{server.log.read_text()}"
+    )
     assert f"tsruntime: {said}" in server.log.read_text()
