@@ -50,8 +50,10 @@ def test_the_driver_is_found_by_its_variable(executable: Path, gpu_plan: Path, t
     assert json.loads(done.stdout)["ids"] == [0]  # nothing is computed, and 0 is the end token
     calls = [json.loads(line)["call"] for line in log.read_text().splitlines()]
     assert "violation" not in calls
+    at = calls.index("cuGraphLaunch")
     assert calls.count("cuGraphLaunch") == 1
-    assert calls[-1] == "cuDevicePrimaryCtxRelease"
+    assert calls[at - 1] == "cuMemcpyHtoDAsync"
+    assert calls[at + 1 : at + 3] == ["cuMemcpyDtoHAsync", "cuStreamSynchronize"]
 
 
 def test_without_a_driver(executable: Path, gpu_plan: Path) -> None:
