@@ -101,11 +101,11 @@ def test_a_killed_rank_is_named(
             while more := stream.recv(65536):
                 data += more
     died = f"rank 1 (process {killed} on {hosts.names[1]}) died"
-    assert re.search(rb'"error".*' + re.escape(died.encode()), data), (
-        f"{data[-500:]!r}\n{server.log.read_text()}"
-    )
-    assert server.process.wait(30) != 0
-    assert f"tsruntime: {died}" in server.log.read_text()
+    status = server.process.wait(30)
+    told = f"status {status}: {data[-500:]!r}\n{server.log.read_text()}"
+    assert re.search(rb'"error".*' + re.escape(died.encode()), data), told
+    assert status != 0
+    assert f"tsruntime: {died}" in told
     assert hosts.processes(0, executable) == []
 
 
