@@ -78,10 +78,11 @@ test: build engine
 
 # Kernels of device targets, without a device: those of real models compile and hold what they must; more cases in the interpreter.
 .PHONY: test-gpu
-test-gpu: $(VENV)/.ready
+test-gpu: engine
 	$(call say,kernels of device targets)
 	@$(BIN)/python tests/gpu/every_kernel.py
 	@TS_TRITON_SEED=1000 TS_TRITON_CASES=30 $(BIN)/python -m pytest tests/gpu/test_triton_arithmetic.py
+	@TRITON_INTERPRET=1 $(BIN)/python tests/gpu/interpreted_lease.py
 
 # ---- checks --------------------------------------------------------------------------------------------------------
 

@@ -84,15 +84,15 @@ class Case:
     expected: Mapping[str, Array]
     loose: float = 1.0  # times the tolerance
 
-    def run(self) -> dict[str, float]:
+    def run(self, start: Start | None = None) -> dict[str, float]:
+        """start: what runs a kernel, over arrays in the order of its parameters; None: the interpreter."""
         step = choose(self.made, TARGET, self.rows)
         work = {item.name: Guarded("f32", item.num_bytes // 4) for item in step.work}
         arrays_of = {name: Guarded("i32", data.size, data) for name, data in self.batch.items()}
         for launch in step.launches:
             kernel = launch.kernel
             sources: dict[str, Mapping[str, Guarded]] = {"arg": self.args, "batch": arrays_of, "work": work}
-            given = [sources[p.kind][p.name].tensor for p in kernel.params]
-            compiled(kernel)[launch.grid](*given)
+            (start or interpret)(kernel, launch.grid, [sources[p.kind][p.name] for p in kernel.params])
         roles = {arg.roles[0]: arg.written for arg in self.made.args}
         for name, array in [*self.args.items(), *arrays_of.items(), *work.items()]:
             array.check(name, roles.get(name, name in work))
@@ -111,6 +111,13 @@ class Case:
         limit = TOLERANCE[dtype] * self.loose
         assert worst <= limit, f"{role}: differs by {worst:.2e}, wanted at most {limit:.2e}"
         return worst
+
+
+Start = Callable[[GpuKernel, tuple[int, int, int], list[Guarded]], None]
+
+
+def interpret(kernel: GpuKernel, grid: tuple[int, int, int], arrays: list[Guarded]) -> None:
+    compiled(kernel)[grid](*(array.tensor for array in arrays))
 
 
 _FUNCTIONS: dict[str, Any] = {}
