@@ -9,11 +9,9 @@ of a model, from the second or third on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from functools import cache
-from operator import itemgetter
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias
 
 from tscompile.errors import CompileError
 from tscompile.ir import Graph, Op, Value, Weight
@@ -23,31 +21,26 @@ from tscompile.price import Prices, collective_of
 from tscompile.recipe import checkpoint_names
 from tscompile.segments import NONE, Segment, Segments, sorted_attrs
 from tscompile.sharding import Strategy, Taken, boundary_on, chosen, rows_shared, rule_of, strategies
+from tscompile.states import (
+    NOWHERE,
+    PLACES,
+    Live,
+    Picker,
+    State,
+    covers,
+    number_of,
+    picker,
+    renamed,
+    without_dominated,
+)
 
 MAX_STATES = 256  # kept after each op, the cheapest
 NOISE_S = 1e-12  # of sums of costs
 CROSSING = NONE  # in a solved segment: the value that came into it, or leaves it
 
-Live: TypeAlias = tuple[str, ...]  # values that have been brought somewhere and are read again, by their repr
-State: TypeAlias = tuple[int, ...]  # of each of them, all that it has been brought to so far: a number, below
-Picker: TypeAlias = Callable[[tuple[Any, ...]], tuple[Any, ...]]  # some items of a tuple
 # A strategy's own cost, it, and the numbers of what it takes and gives
 Priced: TypeAlias = tuple[float, Strategy, State, State]
 Ways: TypeAlias = dict[State, tuple[float, Strategy, State]]  # cost so far, the last op's strategy, before it
-
-# Places that one value has been brought to <-> their number: states are compared and hashed a great deal
-_places: list[tuple[Placement, ...]] = []
-_numbers: dict[tuple[Placement, ...], int] = {}
-
-
-def number_of(places: tuple[Placement, ...]) -> int:
-    if places not in _numbers:
-        _numbers[places] = len(_places)
-        _places.append(places)
-    return _numbers[places]
-
-
-NOWHERE = number_of(())
 
 
 @dataclass(frozen=True)
@@ -332,7 +325,7 @@ class Search:
         """That, and what it has been brought to then."""
         key = (repr(value), wanted, have)
         if key not in self.brought:
-            cost, places = self._brought(value, _places[wanted][0], _places[have])
+            cost, places = self._brought(value, PLACES[wanted][0], PLACES[have])
             self.brought[key] = cost, number_of(places)
         return self.brought[key]
 
@@ -355,9 +348,7 @@ class Search:
 
     def _outputs_cost(self, live: Live, state: State) -> float:
         lies = dict(zip(live, state, strict=True))
-        return sum(
-            self.bring(v, Replicate(), _places[lies.get(repr(v), NOWHERE)]) for v in self.graph.outputs
-        )
+        return sum(self.bring(v, Replicate(), PLACES[lies.get(repr(v), NOWHERE)]) for v in self.graph.outputs)
 
     # --- why not ---
 
@@ -366,7 +357,7 @@ class Search:
         what would be legal."""
         said = f"{op.kind} -> {op.outputs[0]!r} cannot be placed on {self.axis}={self.ranks}"
         for index, value in enumerate(op.inputs):
-            lies = [_places[s[live.index(repr(value))]] for s in states] if repr(value) in live else [()]
+            lies = [PLACES[s[live.index(repr(value))]] for s in states] if repr(value) in live else [()]
             found = {places[0] if places else Replicate() for places in lies}
             wanted = dict.fromkeys(s.takes[index] for s in self.options(op))
             if isinstance(value, Weight) or any(collective_of(f, w) for f in found for w in wanted):
@@ -383,39 +374,6 @@ class Search:
     def _shardings(self, value: Value) -> list[Placement]:
         dims = [i for i, d in enumerate(value.shape) if isinstance(d, int) and d % self.ranks == 0]
         return [Replicate(), *(Shard(dim) for dim in dims)]
-
-
-def without_dominated(costs: dict[State, float]) -> dict[State, float]:
-    """Without the states that another makes needless: one where the same values come from the same
-    placements, brought to all of these and maybe to more, at no greater cost. The cheapest first."""
-    kept: dict[State, float] = {}
-    for state in sorted(costs, key=lambda s: (costs[s], -sum(len(_places[place]) for place in s))):
-        if not any(covers(better, state) for better in kept):
-            kept[state] = costs[state]
-    return kept
-
-
-def covers(one: State, other: State) -> bool:
-    """Whether each value comes from the same placement, and has been brought to all that it has in the
-    other."""
-    return all(map(_covers, one, other))
-
-
-@cache
-def _covers(one: int, other: int) -> bool:
-    have, want = _places[one], _places[other]
-    return have[:1] == want[:1] and set(have) >= set(want)
-
-
-def renamed(live: Live, old: str, new: str) -> Live:
-    return tuple(new if name == old else name for name in live)
-
-
-def picker(positions: Sequence[int]) -> Picker:
-    """What takes these of a state's numbers, in this order."""
-    if len(positions) > 1:
-        return cast(Picker, itemgetter(*positions))
-    return (lambda state: (state[positions[0]],)) if positions else (lambda _: ())
 
 
 def _either(placements: Sequence[Placement] | set[Placement] | dict[Placement, None]) -> str:

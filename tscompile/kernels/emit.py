@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 
-import jinja2
-
 from tscompile import resources
 from tscompile.kernels.chain import FUNCTIONS
 from tscompile.kernels.desc import KernelDesc
 from tscompile.kernels.select import Tiling
 from tscompile.kernels.target import Target
+from tscompile.kernels.templates import environment
 
 TEMPLATES = resources.TEMPLATES / "cpu"
 
@@ -18,7 +17,7 @@ TEMPLATES = resources.TEMPLATES / "cpu"
 def emit(desc: KernelDesc, tiling: Tiling, target: Target) -> str:
     """The source, self-contained but for the headers of `headers()`. It defines the symbol desc.symbol and
     nothing else visible."""
-    template = _environment().get_template(f"{desc.kind}.cpp.j2")
+    template = environment("cpu").get_template(f"{desc.kind}.cpp.j2")
     return template.render(d=desc, t=tiling, target=target, sym=desc.symbol, functions=FUNCTIONS)
 
 
@@ -27,15 +26,3 @@ def headers() -> dict[str, str]:
     """What the sources include, by name."""
     files = [*sorted(TEMPLATES.glob("*.h")), resources.LAUNCH_ABI]
     return {path.name: path.read_text() for path in files}
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )

@@ -6,12 +6,10 @@ from functools import cache
 
 import jinja2
 
-from tscompile import resources
 from tscompile.kernels.desc import padded_head
 from tscompile.kernels.gpu.spec import GpuKernel
+from tscompile.kernels.templates import environment
 from tscompile.layout import stored_shape
-
-TEMPLATES = resources.TEMPLATES / "triton"
 
 # operation of an elementwise kernel -> its Triton, of operands and constant
 FUNCTIONS = {
@@ -55,13 +53,6 @@ def _stored_row(dtype: str, width: int) -> int:
 
 @cache
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
-    environment.globals |= {"stored_row": _stored_row, "padded_head": padded_head}
-    return environment
+    found = environment("triton")
+    found.globals |= {"stored_row": _stored_row, "padded_head": padded_head}
+    return found
