@@ -50,6 +50,10 @@ struct Setting {
   bool in_two = false;  // its collectives
 };
 
+void PrintTo(const Setting &setting, std::ostream *out) {
+  *out << setting.mesh << ", threads of each " << setting.num_threads << (setting.in_two ? ", in two" : "");
+}
+
 class RankMeshes : public ::testing::TestWithParam<Setting> {};
 
 INSTANTIATE_TEST_SUITE_P(Meshes, RankMeshes,
