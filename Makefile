@@ -17,7 +17,7 @@ say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 .PHONY: help
 help:
 	@printf 'make demo    compile the demo model, serve it, stream an answer\nmake test    build everything and pass the whole test suite\nmake test-gpu   the same for kernels of GPUs, without one\n'
-	@printf 'make check   formatters, linters, type checker, sanitizers, fuzzing, planted bugs\nmake bench   measure, and write a dated report into artifacts/bench\nmake bench-control   the same for the scheduler alone\nmake bench-placements   the same for what placing costs, and the collectives that it finds\nmake bench-speculation   the same for speculative decoding\nmake bench-agent   the same for agents on a server\n'
+	@printf 'make check   formatters, linters, type checker, sanitizers, fuzzing, planted bugs\nmake bench   measure, and write a dated report into artifacts/bench\nmake bench-control   the same for the scheduler alone\nmake bench-placements   the same for what placing costs, and the collectives that it finds\nmake bench-speculation   the same for speculative decoding\nmake bench-agent   the same for agents on a server\nmake bench-offload   the same for pages that come back from the second tier\n'
 	@printf 'make wheel   one wheel with tscompile and tsruntime, in dist\nmake lock    solve requirements.in anew\nmake clean   remove what was built\n'
 
 # ---- set-up --------------------------------------------------------------------------------------------------------
@@ -134,6 +134,11 @@ bench-control: engine
 .PHONY: bench-collectives
 bench-collectives: engine
 	@$(BIN)/python tests/bench/collectives.py
+
+.PHONY: bench-offload
+bench-offload: build engine
+	@$(BIN)/tscompile build artifacts/demo -o artifacts/demo.tsp
+	@$(BIN)/python tests/bench/offload.py artifacts/demo.tsp
 
 .PHONY: bench-placements
 bench-placements: $(VENV)/.ready

@@ -163,6 +163,7 @@ int32_t Context::num_kept() const {
 }
 
 void Context::adopt(PrefixCache &cache, Prefix &&prefix, std::span<int32_t> row) {
+  TS_ASSERT(prefix.away.empty(), "only pages that are here are adopted");
   for (size_t g = 0; g < prefix.of_group.size(); ++g) {
     of(g).adopt(cache.groups()[g], std::move(prefix.of_group[g]), prefix.num_pages, cache.pool().page_size(),
                 part_of(row, g, num_groups()));
@@ -237,12 +238,20 @@ int32_t first_needed(const CacheGroup &group, int32_t end, int32_t page_size) {
   return group.recurrent() ? end - 1 : group.first_page(end * page_size, page_size);
 }
 
+/// Where pages are looked for: in the cache, and in `tier` unless it is null.
+struct Places {
+  PrefixCache &cache;
+  const Tier *tier;
+
+  bool hold(const PageHash &hash) const { return cache.holds(hash) || (tier != nullptr && tier->holds(hash)); }
+};
+
 /// How far, at most to page `end`, one group can go on behind page `begin`. The group's pages behind `begin` that it reads are
 /// looked for from the end: a missing one rules out every end for which it is read.
-int32_t extent(const PrefixCache &cache, int32_t group, const Sequence &sequence, int32_t begin, int32_t end) {
-  const CacheGroup &kind = cache.groups()[static_cast<size_t>(group)];
+int32_t extent(const Places &places, int32_t group, const Sequence &sequence, int32_t begin, int32_t end) {
+  const CacheGroup &kind = places.cache.groups()[static_cast<size_t>(group)];
   const auto here = [&](int32_t page) {
-    return cache.holds(sequence.hashes[static_cast<size_t>(page)].of_group(group));
+    return places.hold(sequence.hashes[static_cast<size_t>(page)].of_group(group));
   };
   if (kind.kind == CacheGroup::Kind::full) {
     int32_t page = begin;
@@ -260,19 +269,31 @@ int32_t extent(const PrefixCache &cache, int32_t group, const Sequence &sequence
 }
 
 /// How far all groups can.
-int32_t common_extent(const PrefixCache &cache, const Sequence &sequence, int32_t begin, int32_t end) {
-  const auto num_groups = static_cast<int32_t>(cache.groups().size());
+int32_t common_extent(const Places &places, const Sequence &sequence, int32_t begin, int32_t end) {
+  const auto num_groups = static_cast<int32_t>(places.cache.groups().size());
   for (int32_t g = 0, num_agreed = 0; num_agreed < num_groups; g = (g + 1) % num_groups) {
-    const int32_t there = extent(cache, g, sequence, begin, end);
+    const int32_t there = extent(places, g, sequence, begin, end);
     num_agreed = there == end ? num_agreed + 1 : 1;
     end = there;
   }
   return end;
 }
 
-}  // namespace
+/// Adds a page that is in one of the places.
+void add_page(const Places &places, const Sequence &sequence, int32_t page, int32_t group, Prefix &found) {
+  const PageHash hash = sequence.hashes[static_cast<size_t>(page)].of_group(group);
+  auto here = places.cache.find(hash);
+  TS_ASSERT(here || (places.tier != nullptr && places.tier->holds(hash)), "a page of the common extent is somewhere");
+  if (here) {
+    found.of_group[static_cast<size_t>(group)].push_back(std::move(*here));
+  } else {
+    found.away.push_back({page, group});
+  }
+}
 
-Prefix match_prefix(PrefixCache &cache, const Sequence &sequence, int32_t first, int32_t most) {
+/// At most `most` pages behind page `first`.
+Prefix match(const Places &places, const Sequence &sequence, int32_t first, int32_t most) {
+  PrefixCache &cache = places.cache;
   const std::span<const PageHash> hashes(sequence.hashes);
   const int32_t last = std::min((sequence.num_tokens() - 1) / sequence.page_size, static_cast<int32_t>(hashes.size()));
   const std::span<const CacheGroup> groups = cache.groups();
@@ -284,21 +305,34 @@ Prefix match_prefix(PrefixCache &cache, const Sequence &sequence, int32_t first,
     found.of_group[0] =
         cache.find_prefix(hashes.subspan(static_cast<size_t>(begin), static_cast<size_t>(last - begin)));
     found.num_pages = begin + static_cast<int32_t>(found.of_group[0].size());
+    if (places.tier == nullptr) return found;
+    for (int32_t &page = found.num_pages; page < last && places.hold(hashes[static_cast<size_t>(page)]); ++page) {
+      add_page(places, sequence, page, 0, found);
+    }
     return found;
   }
-  const int32_t end = common_extent(cache, sequence, begin, begin + std::min(last - begin, most));
+  const int32_t end = common_extent(places, sequence, begin, begin + std::min(last - begin, most));
   if (end == begin) return found;
   found.num_pages = end;
   found.of_group.resize(groups.size());
   for (size_t g = 0; g < groups.size(); ++g) {
     const int32_t needed = first_needed(groups[g], end, sequence.page_size);
     for (int32_t page = std::max(begin, needed); page < end; ++page) {
-      auto there = cache.find(hashes[static_cast<size_t>(page)].of_group(static_cast<int32_t>(g)));
-      TS_ASSERT(there.has_value(), "a page of the common extent is in the index");
-      found.of_group[g].push_back(std::move(*there));
+      add_page(places, sequence, page, static_cast<int32_t>(g), found);
     }
   }
+  std::ranges::stable_sort(found.away, {}, &Prefix::Away::page);
   return found;
+}
+
+}  // namespace
+
+Prefix match_prefix(PrefixCache &cache, const Sequence &sequence, int32_t first, int32_t most) {
+  return match({cache, nullptr}, sequence, first, most);
+}
+
+Prefix match_both_tiers(PrefixCache &cache, const Sequence &sequence) {
+  return match({cache, cache.tier()}, sequence, 0, INT32_MAX);
 }
 
 Miss explain_miss(const PrefixCache &cache, const Sequence &sequence, int32_t num_found) {

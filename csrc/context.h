@@ -13,8 +13,16 @@ namespace ts {
 
 /// What the cache has found of a text: of its first `num_pages` pages, what each group needs to go on behind them.
 struct Prefix {
+  /// A page that a group needs, by its place in the text.
+  struct Away {
+    int32_t page = 0;
+    int32_t group = 0;
+  };
+
   int32_t num_pages = 0;
   std::vector<std::vector<SharedPage>> of_group;  ///< the last of the text's found pages; empty if none were found
+  std::vector<Away>
+      away;  ///< what is not here, but in the second tier, in the order of the text; else each group has all it needs
 
   int32_t num_held(size_t group) const { return of_group.empty() ? 0 : static_cast<int32_t>(of_group[group].size()); }
 };
@@ -122,6 +130,9 @@ class Context {
 /// of its tokens, because the last one's logits must be computed. The sequence has all that it needs behind page `first`. Each
 /// page is looked for once for each group, and again where groups disagree.
 Prefix match_prefix(PrefixCache &cache, const Sequence &sequence, int32_t first, int32_t most = INT32_MAX);
+
+/// The same from the sequence's first page on, of the cache and its second tier together.
+Prefix match_both_tiers(PrefixCache &cache, const Sequence &sequence);
 
 /// Why no more than the first `num_found` pages of `sequence` were found.
 Miss explain_miss(const PrefixCache &cache, const Sequence &sequence, int32_t num_found);

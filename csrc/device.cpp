@@ -14,6 +14,10 @@ std::unique_ptr<Device> open_device(const std::shared_ptr<const Plan> &plan, con
     if (!is_gpu_target(target) || (!options.target.empty() && options.target != target)) continue;
     try {
       auto context = std::make_unique<CudaContext>(options.cuda_library, target);
+      if (options.offload_bytes > 0) {
+        fail(TS_BAD_REQUEST, "offload_bytes is ", options.offload_bytes, ", but ", target,
+             " runs on a GPU, whose pages no second tier keeps yet: leave it out, or choose a CPU target");
+      }
       return std::make_unique<CudaExecutor>(plan, options, target, std::move(context));
     } catch (const NoGpu &e) {
       without += "; " + target + ": " + e.what();

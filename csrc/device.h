@@ -11,6 +11,7 @@
 #include "launch_abi.h"
 #include "plan.h"
 #include "program.h"
+#include "tier.h"
 
 namespace ts {
 
@@ -26,6 +27,11 @@ class Device {
 
   /// One step. Blocks until its logits are there. Throws Error (TS_LOST_RANK) if no step can be run any more.
   virtual void run(const ts_batch &batch) = 0;
+
+  /// The second tier of its KV cache, if it has one: makes a step's copies to and from it, in order, and sets each one's state; before
+  /// the step is run. Throws as run does.
+  virtual void copy(std::span<PageCopy> /*copies*/) {}
+  virtual TierOptions tier() const { return {}; }
 
   /// [num_logits, vocab_size] of the last run, in the host's memory; row r begins at logits() + r * logits_stride().
   virtual const float *logits() const = 0;

@@ -96,6 +96,13 @@ typedef struct ts_engine_options {
                   are in it, and only this user may read it */
   const char *
       cuda_library; /* the file of NVIDIA's driver, for plans of GPU targets; NULL: libcuda.so.1, where the system looks */
+
+  /* A second tier, which keeps pages that the prefix cache evicts, and brings them back where a prompt needs them. It ends with
+     the engine. */
+  int64_t offload_bytes; /* of each rank, in whole pages; 0: there is none */
+  const char
+      *offload_folder; /* on a disk: they lie there in a file without a name, which this user alone may read; NULL: in
+                          memory. At most 1,023 bytes */
 } ts_engine_options;
 
 /* With a plan of several ranks this is rank 0, and returns once all ranks are ready. TS_LOST_RANK, naming it, if one is not. */
@@ -199,7 +206,8 @@ typedef enum ts_miss {
   TS_MISS_NONE = 0,    /* it held all that need not be computed */
   TS_MISS_NEW = 1,     /* nobody has computed this text, or not lately */
   TS_MISS_EVICTED = 2, /* it was there and had to make room */
-  TS_MISS_OFF = 3      /* there is no prefix cache */
+  TS_MISS_OFF = 3,     /* there is no prefix cache */
+  TS_MISS_BROKEN = 4   /* it was evicted, and what the second tier kept could not be read, or had changed */
 } ts_miss;
 
 typedef struct ts_event {
@@ -218,6 +226,7 @@ typedef struct ts_event {
       miss_at; /* the prompt's token from which on it was missed: that of a page, or, if the request has a salt and the
                   cache holds another continuation, the first token that differs. (Without a salt that would let anyone
                   guess at others' prompts a token at a time.) */
+  int32_t num_restored; /* of num_cached, brought back from the second tier for this request; with the same events */
 } ts_event;
 
 /* Waits up to timeout_ms (-1: for ever) for events, and writes at most `capacity`. Returns how many, 0 on time-out, or -1 once
@@ -233,6 +242,11 @@ typedef struct ts_stats {
   int32_t num_threads, max_context, vocab_size, page_size, token_budget, max_seqs;
   char target[32];
   uint64_t num_drafted_tokens, num_accepted_tokens; /* guessed, and of these came true */
+
+  int32_t num_slots, num_slots_held;           /* of the second tier: a slot holds a page */
+  uint64_t num_restored_tokens;                /* of num_cached_tokens, brought back for their request */
+  uint64_t num_pages_kept, num_pages_restored; /* copied there, and back */
+  uint64_t num_pages_broken; /* that could not be, or came back changed: each takes its slot out of use */
 } ts_stats;
 
 void ts_engine_stats(ts_engine *engine, ts_stats *stats);

@@ -43,6 +43,7 @@ void check_options(const ts_engine_options &o) {
   not_negative("num_threads", o.num_threads);
   not_negative("num_pages", o.num_pages);
   not_negative("kv_bytes", o.kv_bytes);
+  not_negative("offload_bytes", o.offload_bytes);
   not_negative("token_budget", o.token_budget);
   not_negative("max_seqs", o.max_seqs);
   not_negative("max_queue", o.max_queue);
@@ -57,6 +58,14 @@ void check_options(const ts_engine_options &o) {
   }
   if (o.prefix_cache != 0 && o.prefix_cache != 1) {
     fail(TS_BAD_REQUEST, "prefix_cache is ", o.prefix_cache, ", wanted 0 (off) or 1 (on)");
+  }
+  if (o.prefix_cache == 0 && o.offload_bytes > 0) {
+    fail(TS_BAD_REQUEST, "offload_bytes is ", o.offload_bytes,
+         " but prefix_cache is 0: the second tier keeps what a prefix cache evicts");
+  }
+  if (o.offload_folder != nullptr && o.offload_bytes == 0) {
+    fail(TS_BAD_REQUEST, "offload_folder is ", in_quotes(o.offload_folder),
+         " but offload_bytes is 0: say how much may lie there");
   }
 }
 
@@ -74,6 +83,8 @@ ExecutorOptions executor_options(const ts_engine_options &o, int32_t num_ranks) 
   options.num_pages = o.num_pages;
   options.kv_bytes = o.kv_bytes;
   options.max_seqs = o.max_seqs;
+  options.offload_bytes = o.offload_bytes;
+  options.offload_folder = o.offload_folder == nullptr ? "" : o.offload_folder;
   options.target = o.target == nullptr ? "" : o.target;
   options.cuda_library = o.cuda_library == nullptr ? "" : o.cuda_library;
   options.ranks.rank = o.rank;
@@ -116,6 +127,7 @@ EngineOptions engine_options(const ts_engine_options &o, const Device &device, c
   options.scheduler.num_owners = num_owners;
   options.scheduler.groups = device.groups();
   options.scheduler.prefix_cache = o.prefix_cache == 1;
+  options.scheduler.tier = device.tier();
   options.scheduler.max_draft = std::abs(o.max_draft);
   options.scheduler.drafts_at_any_cost = o.max_draft < 0;
   if (o.target_tpot_us > 0 || o.max_draft > 0) options.scheduler.cost = step_cost_of(plan, device.target());
@@ -139,6 +151,7 @@ std::unique_ptr<ts_engine> open_engine(const std::shared_ptr<const Plan> &plan, 
     return Logits{raw->logits(), raw->logits_stride()};
   };
   const auto share = [raw = device.get()](int32_t count, const RowJob &job) { raw->share(count, job); };
+  const auto copy = [raw = device.get()](std::span<PageCopy> copies) { raw->copy(copies); };
   EngineOptions options = engine_options(o, *device, *plan);
   options.at_end = [raw = device.get()] { raw->end_steps(); };
   Tape tape{.replay = std::move(replay)};
@@ -147,7 +160,8 @@ std::unique_ptr<ts_engine> open_engine(const std::shared_ptr<const Plan> &plan, 
     header.options.num_pages = device->num_pages();
     tape.recorder = std::make_unique<Recorder>(o.record, header);
   }
-  auto core = std::make_unique<EngineCore>(options, run, SharedRows{device->num_threads(), share}, std::move(tape));
+  auto core =
+      std::make_unique<EngineCore>(options, run, SharedRows{device->num_threads(), share}, std::move(tape), copy);
   return std::make_unique<ts_engine>(std::move(device), std::move(core));
 }
 

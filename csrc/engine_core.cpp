@@ -8,17 +8,11 @@
 #include <utility>
 
 #include "check.h"
+#include "clock.h"
 #include "text.h"
 
 namespace ts {
 namespace {
-
-uint64_t now_ns() {
-  const auto now = std::chrono::steady_clock::now().time_since_epoch();
-  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(now).count());
-}
-
-int64_t now_ms() { return static_cast<int64_t>(now_ns() / 1'000'000); }
 
 SchedulerCounters sum_of(const SchedulerCounters &a, const SchedulerCounters &b) {
   return {a.num_prompt_tokens + b.num_prompt_tokens,
@@ -28,7 +22,11 @@ SchedulerCounters sum_of(const SchedulerCounters &a, const SchedulerCounters &b)
           a.num_finished + b.num_finished,
           a.num_admitted + b.num_admitted,
           a.num_drafted_tokens + b.num_drafted_tokens,
-          a.num_accepted_tokens + b.num_accepted_tokens};
+          a.num_accepted_tokens + b.num_accepted_tokens,
+          a.num_restored_tokens + b.num_restored_tokens,
+          a.num_pages_kept + b.num_pages_kept,
+          a.num_pages_restored + b.num_pages_restored,
+          a.num_pages_broken + b.num_pages_broken};
 }
 
 /// Which of its sequence's outputs a row of logits decides.
@@ -54,12 +52,11 @@ RequestLimits limits_of(const EngineOptions &options) {
           s.prefix_cache,     options.eos_token_ids, s.max_draft, s.groups};
 }
 
-// ---- callers' threads -----------------------------------------------------------------------------------------------
-
-EngineCore::EngineCore(const EngineOptions &options, RunStep run, SharedRows rows, Tape tape)
+EngineCore::EngineCore(const EngineOptions &options, RunStep run, SharedRows rows, Tape tape, CopyPages copy)
     : options_(options),
       limits_(limits_of(options)),
       run_(std::move(run)),
+      copy_(std::move(copy)),
       rows_(std::move(rows)),
       tape_(std::move(tape)),
       events_(static_cast<size_t>(options.max_events)),
@@ -67,6 +64,7 @@ EngineCore::EngineCore(const EngineOptions &options, RunStep run, SharedRows row
       samplers_(static_cast<size_t>(rows_.num_threads), Sampler(options.vocab_size)),
       rows_sampled_(static_cast<size_t>(options.scheduler.max_seqs)) {
   published_.num_pages = published_.num_pages_free = options.scheduler.num_owners * options.scheduler.num_pages;
+  published_.num_slots = options.scheduler.num_owners * options.scheduler.tier.num_slots;
   outcomes_.reserve(static_cast<size_t>(options.scheduler.max_seqs));
   thread_ = std::thread([this] { loop(); });
 }
@@ -75,109 +73,6 @@ EngineCore::~EngineCore() {
   close();
   thread_.join();
   events_.wait_for_poller();
-}
-
-void EngineCore::check_room() const {
-  if (!failure_.empty()) fail(TS_LOST_RANK, failure_);
-  if (closing_) fail(TS_CLOSED, "the engine is closing and takes no more requests");
-  if (tape_.replay) fail(TS_CLOSED, "the engine replays a trace and takes no other requests");
-  const int32_t num_waiting = num_inbox_ + published_.num_waiting;
-  if (num_waiting < options_.max_queue) return;
-  fail(TS_BUSY, num_waiting, " requests are waiting, and the queue holds ", options_.max_queue, ": try again later");
-}
-
-void EngineCore::submit(const ts_request &request) {
-  {
-    const std::lock_guard lock(mutex_);
-    check_room();  // before the work of hashing
-  }
-  Submitted submitted{make_sequence(request, limits_), now_ms()};
-  if (tape_.recorder) submitted.record = record_of(request, submitted.at_ms);
-  {
-    const std::lock_guard lock(mutex_);
-    check_room();
-    if (live_.contains(request.id)) {
-      fail(TS_BAD_REQUEST, "id ", request.id, " belongs to a request that has not finished: take another");
-    }
-    inbox_.emplace_back(std::move(submitted));
-    try {
-      live_.emplace(request.id, Live{});
-    } catch (...) {
-      inbox_.pop_back();
-      throw;
-    }
-    ++num_inbox_;
-  }
-  work_.notify_one();
-}
-
-int32_t EngineCore::retry_after_ms() {
-  const int64_t now = now_ms();
-  const std::lock_guard lock(mutex_);
-  const auto known = static_cast<int64_t>(std::min<uint64_t>(num_left_queue_, kPace));
-  if (known == 0) return 1000;  // nobody was admitted yet
-  const int64_t since = left_queue_ms_[(num_left_queue_ - static_cast<uint64_t>(known)) % kPace];
-  const int64_t pace = std::max<int64_t>(1, (now - since) / known);
-  next_place_ms_ = std::min(std::max(now, next_place_ms_) + pace, now + pace * options_.max_queue);
-  return static_cast<int32_t>(std::min<int64_t>(next_place_ms_ - now, INT32_MAX));
-}
-
-void EngineCore::cancel(uint64_t id) {
-  {
-    const std::lock_guard lock(mutex_);
-    const auto it = live_.find(id);
-    if (it == live_.end() || it->second.cancelled || tape_.replay) return;
-    inbox_.emplace_back(Cancelled{id});
-    it->second.cancelled = true;
-  }
-  work_.notify_one();
-}
-
-void EngineCore::close() {
-  {
-    const std::lock_guard lock(mutex_);
-    closing_ = true;
-  }
-  events_.open_bound();
-  work_.notify_one();
-}
-
-void EngineCore::abandon(const std::string &reason, ts_status status) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (failure_.empty()) {
-      failure_ = reason;
-      failure_status_ = status;
-    }
-  }
-  close();
-}
-
-std::string EngineCore::failure() const {
-  const std::lock_guard lock(mutex_);
-  return failure_;
-}
-
-ts_status EngineCore::failure_status() const {
-  const std::lock_guard lock(mutex_);
-  return failure_status_;
-}
-
-std::string EngineCore::recording_failure() const {
-  const std::lock_guard lock(mutex_);
-  return recording_failure_;
-}
-
-void EngineCore::stats(ts_stats &stats) const {
-  const SchedulerOptions &s = options_.scheduler;
-  const std::lock_guard lock(mutex_);
-  stats = published_;
-  stats.num_waiting += num_inbox_;
-  stats.max_context = s.max_context;
-  stats.vocab_size = options_.vocab_size;
-  stats.page_size = s.page_size;
-  stats.token_budget = s.token_budget;
-  stats.max_seqs = s.max_seqs;
 }
 
 // ---- step thread ----------------------------------------------------------------------------------------------------
@@ -305,24 +200,27 @@ void EngineCore::run(Batch &&batch, uint64_t began_ns) {
   }
   const uint64_t begin = now_ns();
   const auto took_ns = tape_.replay ? tape_.replay->took_ns() : static_cast<int64_t>(begin - began_ns);
-  if (tape_.recorder) tape_.recorder->result(took_ns, outcomes_);
+  if (tape_.recorder) tape_.recorder->result(took_ns, outcomes_, batch.copies());
   scheduler_->commit(std::move(batch), outcomes_, took_ns);
   schedule_ns_ += now_ns() - begin;
 }
 
 /// Runs the step and samples. A replay throws where it differs, and where the trace's step could not be run.
-void EngineCore::compute(const Batch &batch) {
+void EngineCore::compute(Batch &batch) {
   const auto demand_none = [](const std::string &difference) {
     if (!difference.empty()) fail(TS_DIFFERS, difference);
   };
   const auto num_groups = static_cast<int32_t>(limits_.groups.size());
-  if (tape_.recorder) tape_.recorder->batch(num_steps_, batch.arrays(), limits_.page_size, num_groups);
+  if (tape_.recorder) tape_.recorder->batch(num_steps_, batch, limits_.page_size, num_groups);
   if (tape_.replay) {
-    demand_none(tape_.replay->compare(num_steps_, batch.arrays(), limits_.page_size, num_groups));
+    demand_none(tape_.replay->compare(num_steps_, batch, limits_.page_size, num_groups));
     if (const auto &why = tape_.replay->step_failure()) throw std::runtime_error(*why);
   }
-  const Logits logits = run_(batch.arrays());
-  sample(batch, logits);
+  if (!batch.copies().empty()) {
+    copy_(batch.copies());
+    if (tape_.replay) demand_none(tape_.replay->repeat(batch.copies()));
+  }
+  sample(batch, batch.arrays().num_tokens > 0 ? run_(batch.arrays()) : Logits{});
   if (tape_.replay) demand_none(tape_.replay->compare(batch, outcomes_));
 }
 
@@ -362,6 +260,7 @@ void EngineCore::sample(const Batch &batch, const Logits &logits) {
       event.logprob = sampled.logprob;
       if (sequence.num_outputs() == 0) {
         event.num_cached = sequence.num_cached;
+        event.num_restored = sequence.num_restored;
         event.miss = sequence.miss.why;
         event.miss_at = sequence.miss.at;
       }
@@ -379,6 +278,7 @@ void EngineCore::publish(int32_t num_running) {
   for (const Finished &f : finished_) {
     ts_event &event = outbox_.add_finished(f.id(), f.finish(), f.message());
     event.num_cached = f.num_cached();
+    event.num_restored = f.num_restored();
     event.miss = f.miss().why;
     event.miss_at = f.miss().at;
   }
@@ -398,6 +298,11 @@ void EngineCore::publish(int32_t num_running) {
     s.num_cached_tokens = sums.num_cached_tokens;
     s.num_output_tokens = sums.num_output_tokens;
     s.num_preemptions = sums.num_preemptions;
+    s.num_slots_held = scheduler_->cache().num_held();
+    s.num_restored_tokens = sums.num_restored_tokens;
+    s.num_pages_kept = sums.num_pages_kept;
+    s.num_pages_restored = sums.num_pages_restored;
+    s.num_pages_broken = sums.num_pages_broken;
     s.num_drafted_tokens = sums.num_drafted_tokens;
     s.num_accepted_tokens = sums.num_accepted_tokens;
     s.step_ns = step_ns_;

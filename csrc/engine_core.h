@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -31,6 +32,9 @@ struct Logits {
 /// What computes a step: the executor, or a test's model. Called by the step thread alone. An exception ends the
 /// requests of the step.
 using RunStep = std::function<Logits(const ts_batch &)>;
+
+/// What copies pages to and from the second tier, in order, before the step is run: it sets each one's state. As RunStep.
+using CopyPages = std::function<void(std::span<PageCopy>)>;
 
 /// job(row, thread): must not throw.
 using RowJob = std::function<void(int32_t row, int thread)>;
@@ -66,7 +70,7 @@ struct Tape {
 /// trace instead, and nobody else's requests; where it differs it is abandoned, and after its last turn it closes.
 class EngineCore {
  public:
-  EngineCore(const EngineOptions &options, RunStep run, SharedRows rows = {}, Tape tape = {});
+  EngineCore(const EngineOptions &options, RunStep run, SharedRows rows = {}, Tape tape = {}, CopyPages copy = {});
   ~EngineCore();  ///< cancels every request, joins the step thread, and waits for a poll in progress to return
   EngineCore(const EngineCore &) = delete;
   EngineCore &operator=(const EngineCore &) = delete;
@@ -112,7 +116,7 @@ class EngineCore {
   void enter();
   void step();
   void run(Batch &&batch, uint64_t began_ns);
-  void compute(const Batch &batch);
+  void compute(Batch &batch);
   void sample(const Batch &batch, const Logits &logits);
   void publish(int32_t num_running);
   void start_over(const std::exception_ptr &thrown);
@@ -120,6 +124,7 @@ class EngineCore {
   const EngineOptions options_;
   const RequestLimits limits_;
   const RunStep run_;
+  const CopyPages copy_;
   const SharedRows rows_;
   const Tape tape_;
   EventQueue events_;

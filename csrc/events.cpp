@@ -14,7 +14,9 @@ Prefilling Transition::admit(std::unique_ptr<Sequence> sequence, Admit &&e) {
   context.adopt(e.cache, std::move(e.prefix), e.row);
   if (s.num_reached == 0) s.miss = e.miss;  // not of one that comes back
   TS_ASSERT(num_computed < s.num_tokens(), "a prefix leaves at least one token to compute");
-  s.num_cached += std::max(0, std::min(num_computed, s.num_prompt) - s.num_reached);
+  const int32_t num_cached = std::max(0, std::min(num_computed, s.num_prompt) - s.num_reached);
+  s.num_cached += num_cached;
+  s.num_restored += std::min(e.num_restored, num_cached);
   s.num_reached = std::max(s.num_reached, num_computed);
   return {std::move(sequence), std::move(context), num_computed};
 }

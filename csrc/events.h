@@ -21,8 +21,9 @@ struct Admit {  ///< It may run: with the pages of its prefix that the cache of 
   Prefix prefix;
   std::span<int32_t> row;
   int32_t owner = 0;
-  Miss miss;          ///< why no more was found
-  uint64_t turn = 0;  ///< of one that is admitted for the first time
+  Miss miss;                 ///< why no more was found
+  int32_t num_restored = 0;  ///< tokens of the prefix that have just come back from the second tier
+  uint64_t turn = 0;         ///< of one that is admitted for the first time
 };
 struct Chunk {  ///< `num_tokens` more of its tokens are in the KV cache, not yet all.
   PrefixCache &cache;

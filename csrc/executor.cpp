@@ -1,7 +1,7 @@
 #include "executor.h"
 
 #include <algorithm>
-#include <limits>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -11,6 +11,7 @@
 #include "host.h"
 #include "kernels.h"
 #include "memory.h"
+#include "page_copier.h"
 #include "text.h"
 #include "token_parts.h"
 #include "workers.h"
@@ -19,7 +20,6 @@ namespace ts {
 namespace {
 
 constexpr int kMaxThreads = 1024;
-constexpr int64_t kTokensPerSeq = 2048;  // of the default KV cache
 constexpr uintptr_t kAlignment = 64;
 
 std::string join(const std::vector<std::string> &words) {
@@ -45,28 +45,6 @@ std::string choose_target(const Plan &plan, const std::string &forced) {
        ": build the plan for one of them");
 }
 
-/// Pages for kTokensPerSeq tokens of each of so many sequences, and for one of the longest.
-int64_t default_pages(const Program &program, int64_t num_seqs) {
-  const Limits &limits = program.limits;
-  const int64_t tokens = std::max<int64_t>(limits.max_context, num_seqs * kTokensPerSeq);
-  const int64_t num_longest = (tokens + limits.max_context - 1) / limits.max_context;
-  const int64_t whole = (tokens + limits.page_size - 1) / limits.page_size;
-  int64_t pages = 0;
-  for (const CacheGroup &group : program.groups) {
-    const int64_t each = group.most_pages(limits.max_context, limits.max_tokens, limits.page_size);
-    pages += group.kind == CacheGroup::Kind::full ? whole : std::max(num_seqs, num_longest) * each;
-  }
-  return pages;
-}
-
-/// The host's memory, of which each rank has its part, and half is left to others.
-MemoryRoom room_here(const Program &program, const ExecutorOptions &options, const Mesh &mesh) {
-  const int32_t num_here = options.ranks.num_here == 0 ? mesh.num_ranks() : options.ranks.num_here;
-  const uint64_t free = available_memory() / static_cast<uint64_t>(num_here);
-  return {free, program.arena_bytes, free / 2 - std::min(free / 2, program.arena_bytes),
-          "the arena takes " + human_bytes(program.arena_bytes), ""};
-}
-
 }  // namespace
 
 int choose_threads(int wanted) {
@@ -76,50 +54,16 @@ int choose_threads(int wanted) {
   return wanted != 0 ? wanted : std::min(usable_cores(), kMaxThreads);
 }
 
-int32_t choose_pages(const Program &program, const ExecutorOptions &options, const Mesh &mesh, const MemoryRoom &room) {
-  const int32_t num_here = options.ranks.num_here == 0 ? mesh.num_ranks() : options.ranks.num_here;
-  const int32_t num_owners = mesh.num_owners();
-  const Limits &limits = program.limits;
-  const uint64_t page_bytes = program.page_bytes * static_cast<uint64_t>(std::max(program.most_slabs(), 1));
-  const int64_t most = std::numeric_limits<int32_t>::max() / limits.page_size / num_owners;  // a slot is an int32
-  int64_t pages = options.num_pages;
-  if (pages < 0 || pages > most) {
-    fail(TS_BAD_REQUEST, "num_pages is ", pages, ", wanted 0 (from kv_bytes) to ", most);
-  }
-  if (options.kv_bytes < 0) fail(TS_BAD_REQUEST, "kv_bytes is ", options.kv_bytes, ", wanted 0 or more");
-  if (options.max_seqs < 0) fail(TS_BAD_REQUEST, "max_seqs is ", options.max_seqs, ", wanted 0 or more");
-  if (pages == 0 && options.kv_bytes > 0) {
-    pages = std::min<int64_t>(most, static_cast<int64_t>(static_cast<uint64_t>(options.kv_bytes) / page_bytes));
-    if (pages == 0) {
-      fail(TS_BAD_REQUEST, "kv_bytes is ", options.kv_bytes, ", but one page of ", limits.page_size, " tokens takes ",
-           page_bytes);
-    }
-  }
-  if (pages == 0) {
-    const int64_t seqs = options.max_seqs != 0 ? std::min(options.max_seqs, limits.max_seqs) : limits.max_seqs;
-    const int64_t mine = (seqs + num_owners - 1) / num_owners;  // of the sequences that ranks share out
-    pages = std::min({default_pages(program, mine), most,
-                      static_cast<int64_t>(std::min<uint64_t>(room.for_cache / page_bytes, most))});
-    pages = std::max<int64_t>(pages, 1);
-  }
-  const auto kv_bytes = static_cast<uint64_t>(pages) * page_bytes;
-  if (room.fixed > room.free || kv_bytes > room.free - room.fixed) {
-    fail(TS_NO_MEMORY, "not enough memory", room.where, ": ", room.what_is_fixed, " and the KV cache ",
-         human_bytes(kv_bytes), " (", pages, " pages of ", limits.page_size, " tokens, ", human_bytes(page_bytes),
-         " a page), but ", human_bytes(room.free), " is free", num_here > 1 ? " for each rank" : "",
-         ": ask for fewer pages");
-  }
-  return static_cast<int32_t>(pages);
-}
-
 struct Executor::Impl {
   std::shared_ptr<const Plan> plan;  // holds the weights
   Program program;
   Kernels kernels;
   Ranks ranks;  // none for a plan of one
   int32_t num_pages;
+  TierOptions tier;  // as rank 0 has decided
   Memory arena;
   Memory kv;
+  std::optional<PageCopier> copier;  // if there is a second tier
   Workers workers;
 
   struct Bound {
@@ -139,7 +83,7 @@ struct Executor::Impl {
   std::vector<BoundBucket> buckets;
   size_t current = 0;  // the bucket of the last step
 
-  Impl(std::shared_ptr<const Plan> plan_, Program program_, Ranks ranks_, int32_t num_pages_, int num_threads);
+  Impl(std::shared_ptr<const Plan> plan_, Program program_, Ranks ranks_, const CacheSizes &sizes, int num_threads);
   ~Impl();
   Impl(const Impl &) = delete;
   Impl &operator=(const Impl &) = delete;
@@ -149,15 +93,17 @@ struct Executor::Impl {
   void bind(const Launch &launch, const Limits &limits, int32_t &num_staged, std::vector<Bound> &launches);
   void meet();
   void run(const ts_batch &batch);
+  void copy(std::span<const PageCopy> copies);
 };
 
-Executor::Impl::Impl(std::shared_ptr<const Plan> plan_, Program program_, Ranks ranks_, int32_t num_pages_,
+Executor::Impl::Impl(std::shared_ptr<const Plan> plan_, Program program_, Ranks ranks_, const CacheSizes &sizes,
                      int num_threads)
     : plan(std::move(plan_)),
       program(std::move(program_)),
       kernels("tsp/kernels/" + program.target, plan->find("tsp/kernels/" + program.target)->bytes),
       ranks(std::move(ranks_)),
-      num_pages(num_pages_),
+      num_pages(sizes.num_pages),
+      tier(sizes.tier),
       arena(program.arena_bytes, "the arena"),
       kv(static_cast<uint64_t>(num_pages) * program.page_bytes *
              static_cast<uint64_t>(std::max(program.num_slabs(), 1)),
@@ -166,6 +112,11 @@ Executor::Impl::Impl(std::shared_ptr<const Plan> plan_, Program program_, Ranks 
               ranks.group ? ranks.group->most_turns() : (num_threads <= usable_cores() ? Patience::kMostTurns : 0)),
       parts(plan->mesh(), program.rank, program.limits.max_seqs,
             static_cast<int64_t>(num_pages) * program.limits.page_size, static_cast<int32_t>(program.groups.size())) {
+  if (tier.num_slots > 0) {
+    const KvCache cache = {kv.data(), program.num_slabs(), num_pages, program.page_bytes,
+                           plan->mesh().owner(program.rank)};
+    copier.emplace(cache, tier.num_slots, tier.max_copies(), sizes.offload_folder, ranks.group.get());
+  }
   bind();
 }
 
@@ -238,6 +189,11 @@ void Executor::Impl::bind(const Launch &launch, const Limits &limits, int32_t &n
   }
 }
 
+void Executor::Impl::copy(std::span<const PageCopy> copies) {
+  copier->copy(copies, workers);
+  if (ranks.group) ranks.group->check();
+}
+
 /// Waits until every thread of every rank is here.
 void Executor::Impl::meet() {
   auto wait = [this](int, int, Barrier &) { ranks.group->barrier(); };
@@ -305,20 +261,19 @@ Executor::Executor(std::shared_ptr<const Plan> plan, const ExecutorOptions &opti
   }
   Program program = parse_program(*plan, choose_target(*plan, options.target), rank);
   int num_threads = choose_threads(options.num_threads);
-  int32_t num_pages =
-      rank == 0 ? choose_pages(program, options, plan->mesh(), room_here(program, options, plan->mesh())) : 0;
+  CacheSizes sizes = rank == 0 ? choose_cache_sizes(program, options, plan->mesh()) : CacheSizes{};
   if (num_ranks == 1) {
     plan->verify_weights();
-    impl_ = std::make_unique<Impl>(std::move(plan), std::move(program), Ranks{}, num_pages, num_threads);
+    impl_ = std::make_unique<Impl>(std::move(plan), std::move(program), Ranks{}, sizes, num_threads);
     return;
   }
-  Ranks ranks = meet_ranks(*plan, program, options.ranks, options.num_threads, num_pages);
+  Ranks ranks = meet_ranks(*plan, program, options.ranks, options.num_threads, sizes);
   const std::shared_ptr<RankGroup> group = ranks.group;
-  num_pages = group->layout().num_pages;
+  sizes = {group->layout().num_pages, group->layout().tier, group->layout().offload_folder.data()};
   num_threads = group->layout().num_threads[static_cast<size_t>(rank)];
   try {
     verify_weights(*plan, program);
-    impl_ = std::make_unique<Impl>(std::move(plan), std::move(program), std::move(ranks), num_pages, num_threads);
+    impl_ = std::make_unique<Impl>(std::move(plan), std::move(program), std::move(ranks), sizes, num_threads);
     impl_->meet();
   } catch (const Error &e) {
     if (e.status() != TS_LOST_RANK) group->abort("rank " + std::to_string(rank) + ": " + e.what());
@@ -346,14 +301,39 @@ void Executor::publish(const ts_batch &batch) {
        batch.num_seqs,
        batch.num_logits,
        batch.page_table_stride,
+       0,
        {offset(batch.token_ids), offset(batch.positions), offset(batch.slots), offset(batch.query_start),
-        offset(batch.context_len), offset(batch.page_table), offset(batch.logit_rows)}});
+        offset(batch.context_len), offset(batch.page_table), offset(batch.logit_rows), 0}});
+}
+
+/// They lie behind the batch's arrays.
+void Executor::publish(std::span<const PageCopy> copies) {
+  const std::span<int32_t> area = batch_memory();
+  const size_t begin = area.size() - ints_of(impl_->tier.max_copies());
+  std::memcpy(area.data() + begin, copies.data(), copies.size_bytes());
+  impl_->ranks.group->publish({0, 0, 0, 0, static_cast<int32_t>(copies.size()), {0, 0, 0, 0, 0, 0, 0, begin}});
+}
+
+void Executor::copy(std::span<PageCopy> copies) {
+  TS_ASSERT(impl_->copier && copies.size() <= static_cast<size_t>(impl_->tier.max_copies()),
+            "copies are ordered of an engine with a second tier");
+  if (impl_->ranks.group) publish(copies);
+  impl_->copy(copies);
+  for (size_t i = 0; i < copies.size(); ++i) {
+    copies[i].state = impl_->copier->failed(i) ? PageCopy::State::failed : PageCopy::State::done;
+  }
 }
 
 void Executor::follow() {
   const int32_t *area = batch_memory().data();
   while (const PublishedBatch *b = impl_->ranks.group->next()) {
     const auto at = [&](size_t i) { return area + b->arrays[i]; };
+    if (b->num_copies > 0) {
+      std::vector<PageCopy> copies(static_cast<size_t>(b->num_copies));
+      std::memcpy(static_cast<void *>(copies.data()), at(7), copies.size() * sizeof(PageCopy));
+      impl_->copy(copies);
+      continue;
+    }
     impl_->run({b->num_tokens, b->num_seqs, b->num_logits, b->page_table_stride, at(0), at(1), at(2), at(3), at(4),
                 at(5), at(6)});
   }
@@ -380,6 +360,7 @@ int64_t Executor::logits_stride() const { return impl_->buckets[impl_->current].
 const std::vector<CacheGroup> &Executor::groups() const { return impl_->program.groups; }
 const Limits &Executor::limits() const { return impl_->program.limits; }
 int32_t Executor::num_pages() const { return impl_->num_pages; }
+TierOptions Executor::tier() const { return impl_->tier; }
 int32_t Executor::num_threads() const { return impl_->workers.num_threads(); }
 const std::string &Executor::target() const { return impl_->program.target; }
 

@@ -10,34 +10,24 @@
 #include "plan.h"
 #include "program.h"
 #include "ranks.h"
+#include "tier.h"
 
 namespace ts {
 
 struct ExecutorOptions {
-  int32_t num_threads = 0;   ///< 0: every core this process may use
-  int32_t num_pages = 0;     ///< 0: from kv_bytes
-  int64_t kv_bytes = 0;      ///< 0: see ts_engine_options
-  int32_t max_seqs = 0;      ///< for the default of kv_bytes; 0: the plan's limit
-  std::string target;        ///< empty: the best that the host can run
-  std::string cuda_library;  ///< the file of NVIDIA's driver; empty: where the system finds it
-  RankOptions ranks;         ///< for a plan of several
+  int32_t num_threads = 0;     ///< 0: every core this process may use
+  int32_t num_pages = 0;       ///< 0: from kv_bytes
+  int64_t kv_bytes = 0;        ///< 0: see ts_engine_options
+  int32_t max_seqs = 0;        ///< for the default of kv_bytes; 0: the plan's limit
+  int64_t offload_bytes = 0;   ///< of the second tier; 0: there is none
+  std::string offload_folder;  ///< where it lies; empty: in memory
+  std::string target;          ///< empty: the best that the host can run
+  std::string cuda_library;    ///< the file of NVIDIA's driver; empty: where the system finds it
+  RankOptions ranks;           ///< for a plan of several
 };
 
 /// Threads that compute: so many, or with 0 every core that this process may use. Throws Error (TS_BAD_REQUEST).
 int choose_threads(int wanted);
-
-/// The memory that a program runs in, of the host or of a GPU.
-struct MemoryRoom {
-  uint64_t free = 0;          ///< bytes
-  uint64_t fixed = 0;         ///< bytes that all but the KV cache takes
-  uint64_t for_cache = 0;     ///< bytes that the KV cache takes at most, if nobody says how much
-  std::string what_is_fixed;  ///< "the arena takes 1.0 MiB"
-  std::string where;          ///< " on NVIDIA H200", or nothing
-};
-
-/// The number of KV pages, as ts_engine_options says. Throws Error: TS_BAD_REQUEST, or TS_NO_MEMORY, telling the parts, if it does
-/// not fit beside what is fixed. Each rank takes as much, from one memory: as much as the one that has the most layers.
-int32_t choose_pages(const Program &program, const ExecutorOptions &options, const Mesh &mesh, const MemoryRoom &room);
 
 /// Runs one target's program on a CPU: of a step's bucket the list of launches, over worker threads, with a barrier between launches.
 /// Owns the arena and the KV cache. Not thread-safe: the step thread alone calls run().
@@ -56,7 +46,10 @@ class Executor : public Device {
   /// (TS_LOST_RANK) if another rank is gone: then no step can be run any more.
   void run(const ts_batch &batch) override;
 
-  /// A rank but 0 runs what rank 0 publishes, until that closes. Throws Error (TS_LOST_RANK).
+  void copy(std::span<PageCopy> copies) override;
+  TierOptions tier() const override;
+
+  /// A rank but 0 runs and copies what rank 0 publishes, until that closes. Throws Error (TS_LOST_RANK).
   void follow();
 
   /// Rank 0: there will be no more steps, and the others' follow() returns. The destructor does it too.
@@ -81,6 +74,7 @@ class Executor : public Device {
 
  private:
   void publish(const ts_batch &batch);
+  void publish(std::span<const PageCopy> copies);
 
   struct Impl;
   std::unique_ptr<Impl> impl_;

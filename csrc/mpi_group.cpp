@@ -12,6 +12,7 @@
 #include "cache_groups.h"
 #include "check.h"
 #include "text.h"
+#include "tier.h"
 
 namespace ts {
 namespace {
@@ -26,7 +27,7 @@ constexpr auto kYield = std::chrono::milliseconds(2);  // that who waits for MPI
 constexpr auto kMostSleep = std::chrono::milliseconds(1);
 constexpr auto kNaming = std::chrono::seconds(1);  // for the watch to say who died, when MPI has failed
 
-enum Array : uint8_t { kTokenIds, kPositions, kSlots, kQueryStart, kContextLen, kPageTable, kLogitRows };
+enum Array : uint8_t { kTokenIds, kPositions, kSlots, kQueryStart, kContextLen, kPageTable, kLogitRows, kCopies };
 
 constexpr uint64_t round_up(uint64_t bytes, uint64_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -39,13 +40,14 @@ uint64_t message_ints(const RankLayout &layout) {
 }
 
 /// The arrays but the page table: how many ints of each are used.
-std::array<std::pair<Array, int32_t>, 6> used(const PublishedBatch &b, int32_t num_groups) {
+std::array<std::pair<Array, int32_t>, 7> used(const PublishedBatch &b, int32_t num_groups) {
   return {{{kTokenIds, b.num_tokens},
            {kPositions, b.num_tokens},
            {kSlots, num_groups * b.num_tokens},
            {kQueryStart, b.num_seqs + 1},
            {kContextLen, b.num_seqs},
-           {kLogitRows, b.num_logits}}};
+           {kLogitRows, b.num_logits},
+           {kCopies, static_cast<int32_t>(ints_of(b.num_copies))}}};
 }
 
 }  // namespace
@@ -235,8 +237,7 @@ void MpiGroup::unpack() {
 
 void MpiGroup::publish(const PublishedBatch &batch) {
   if (!peers_live()) return;
-  const size_t bytes = (batch.num_tokens == 0 ? kHeaderInts : pack(batch)) * sizeof(int32_t);
-  if (batch.num_tokens == 0) std::memcpy(message_.data(), &batch, sizeof(batch));
+  const size_t bytes = pack(batch) * sizeof(int32_t);
   requests_.clear();
   for (int32_t r = 1; r < layout().num_ranks; ++r) {
     if (const int code = mpi_->send(message_.data(), bytes, r, kBatch, requests_.emplace_back())) {
@@ -247,7 +248,7 @@ void MpiGroup::publish(const PublishedBatch &batch) {
   complete(requests_);
 }
 
-/// A batch without tokens.
+/// A batch without tokens or copies.
 void MpiGroup::publish_end() {
   if (ended_) return;
   publish({});
@@ -263,7 +264,7 @@ const PublishedBatch *MpiGroup::next() {
     stop(code);
   } else if (complete({&request, 1})) {
     unpack();
-    if (published_.num_tokens > 0) return &published_;
+    if (published_.num_tokens > 0 || published_.num_copies > 0) return &published_;
     ended_ = true;
     return nullptr;
   }

@@ -12,10 +12,11 @@ constexpr size_t kRoots = 1024;  // tenants whose last first page is remembered;
 
 }  // namespace
 
-PrefixCache::PrefixCache(PagePool &pool, bool enabled, std::vector<CacheGroup> groups)
+PrefixCache::PrefixCache(PagePool &pool, bool enabled, std::vector<CacheGroup> groups, Tier *tier)
     : pool_(pool),
       enabled_(enabled),
       groups_(std::move(groups)),
+      tier_(tier),
       pages_(enabled ? pool.num_pages() : 1),
       evicted_(enabled ? pool.num_pages() : 1) {
   TS_ASSERT(!groups_.empty(), "a model's caches are of some kind");
@@ -55,6 +56,7 @@ WritablePage PrefixCache::allocate() {
   const int32_t page = pool_.next_to_evict();
   TS_ASSERT(page != PagePool::kNone, "a page was asked for and none is available");
   remember(pages_.hash(page));
+  if (tier_ != nullptr) tier_->keep(pages_.hash(page), pool_.first_page() + page);
   pages_.erase(page);
   return pool_.take_idle(page);
 }
@@ -104,6 +106,7 @@ Miss PrefixCache::explain(const PageHash &hash, const PageHash &parent, std::spa
 }
 
 void PrefixCache::forget(const PageHash &hash) {
+  if (tier_ != nullptr) tier_->forget(hash);
   const int32_t page = enabled_ ? pages_.find(hash) : kNone;
   if (page == kNone) return;
   pages_.erase(page);

@@ -10,6 +10,7 @@
 #include "hash_index.h"
 #include "page_hash.h"
 #include "page_pool.h"
+#include "tier.h"
 
 namespace ts {
 
@@ -22,13 +23,14 @@ struct Miss {
 /// Finds sealed pages by hash, and hands out pages to write. Every operation costs O(1) expected.
 class PrefixCache {
  public:
-  /// `enabled` false: nothing is ever found. `pool` outlives the cache. `groups`: whose pages these are; their hashes differ
-  /// (PageHash::of_group).
-  PrefixCache(PagePool &pool, bool enabled, std::vector<CacheGroup> groups = {CacheGroup{}});
+  /// `enabled` false: nothing is ever found. `groups`: whose pages these are; their hashes differ (PageHash::of_group). `tier`:
+  /// keeps what is evicted; null: it is lost. Pool and tier outlive the cache.
+  PrefixCache(PagePool &pool, bool enabled, std::vector<CacheGroup> groups = {CacheGroup{}}, Tier *tier = nullptr);
 
   const PagePool &pool() const { return pool_; }
   bool enabled() const { return enabled_; }
   std::span<const CacheGroup> groups() const { return groups_; }
+  Tier *tier() { return tier_; }
   bool holds(const PageHash &hash) const { return enabled_ && pages_.find(hash) != kNone; }
 
   /// A reference to the page of that hash, if it is still here.
@@ -53,7 +55,7 @@ class PrefixCache {
   /// groups lack what it takes to go on behind it: evicted. O(page_size).
   Miss explain(const PageHash &hash, const PageHash &parent, std::span<const int32_t> tokens) const;
 
-  /// Nobody finds the page of that hash any more, if it is here. Its references stay good.
+  /// Nobody finds a page of that hash any more, here or in the second tier. Its references stay good.
   void forget(const PageHash &hash);
 
   void check() const;  ///< asserts that index and pool agree; O(num_pages), for tests
@@ -72,6 +74,7 @@ class PrefixCache {
   PagePool &pool_;
   bool enabled_;
   std::vector<CacheGroup> groups_;
+  Tier *tier_;
   HashIndex pages_;              // [num_pages] by id
   HashIndex evicted_;            // [num_pages] what was evicted last
   int32_t next_evicted_ = 0;     // where in evicted_ the next one goes

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "file.h"
+#include "tier.h"
 
 namespace ts {
 
@@ -24,17 +25,22 @@ struct RankLayout {
   std::array<std::array<char, 64>, kMaxRanks> hosts{};  ///< their names, where there are several
   int32_t page_size = 0;                                ///< tokens of a page
   int32_t num_groups = 1;                               ///< of caches (cache_groups.h)
-  uint64_t batch_ints = 0;                              ///< int32 that the batch arrays take
+  TierOptions tier;                                     ///< on every rank
+  std::array<char, 1024> offload_folder{};              ///< where it lies; empty: in memory
+  uint64_t batch_ints = 0;                              ///< int32 that the batch arrays take, and copies behind them
   uint64_t staging_bytes = 0;                           ///< of one rank and one half: collectives alternate between two
 };
 
 /// "rank 1 (process 77 on host-b)", as far as it is known.
 std::string rank_name(int32_t rank, int32_t pid, std::string_view host);
 
-/// A batch in the group's batch area: counts, and where its arrays begin, in int32 from the start of the area.
+/// A batch in the group's batch area, or copies that are made before one: counts, and where its arrays begin, in int32 from the start
+/// of the area.
 struct PublishedBatch {
   int32_t num_tokens, num_seqs, num_logits, page_table_stride;
-  std::array<uint64_t, 7> arrays;  ///< token_ids, positions, slots, query_start, context_len, page_table, logit_rows
+  int32_t num_copies;  ///< if not 0 there are no tokens
+  /// token_ids, positions, slots, query_start, context_len, page_table, logit_rows, copies
+  std::array<uint64_t, 8> arrays;
 };
 
 /// Bytes of a staging area.

@@ -17,15 +17,19 @@ namespace {
 constexpr int32_t kTimeout_ms = 60'000;
 
 /// What rank 0 knows before it has met anyone.
-RankLayout layout_of(const Program &program, const Mesh &mesh, int32_t num_pages) {
+RankLayout layout_of(const Program &program, const Mesh &mesh, const CacheSizes &sizes) {
   const Limits &limits = program.limits;
   RankLayout layout;
-  layout.num_pages = num_pages;
+  layout.num_pages = sizes.num_pages;
+  layout.tier = sizes.tier;
+  std::ranges::copy(sizes.offload_folder, layout.offload_folder.begin());
   layout.page_size = limits.page_size;
   layout.num_groups = static_cast<int32_t>(program.groups.size());
   layout.batch_ints =
       BatchArrays::num_ints(limits.max_tokens, limits.max_seqs,
-                            page_table_width(program.groups, limits.max_context, limits.page_size), layout.num_groups);
+                            page_table_width(program.groups, limits.max_context, limits.page_size), layout.num_groups) +
+      ints_of(sizes.tier.max_copies());
+  layout.staging_bytes = static_cast<uint64_t>(sizes.tier.max_copies());  // each rank tells what became of each
   for (const Bucket &bucket : program.buckets) {
     for (const Launch &launch : bucket.launches) {
       if (!launch.collective) continue;
@@ -60,7 +64,7 @@ std::shared_ptr<RankGroup> meet_between_hosts(RendezvousOptions options, const s
 }  // namespace
 
 Ranks meet_ranks(const Plan &plan, const Program &program, const RankOptions &options, int32_t num_threads,
-                 int32_t num_pages) {
+                 const CacheSizes &sizes) {
   const int32_t num_ranks = plan.mesh().num_ranks();
   const bool here = options.num_here == 0 || options.num_here >= num_ranks;
   if (here && options.rendezvous.empty()) {
@@ -74,7 +78,7 @@ Ranks meet_ranks(const Plan &plan, const Program &program, const RankOptions &op
   rendezvous.timeout_ms = timeout_ms;
   rendezvous.children = options.children;
   const RankHello hello = make_hello(plan.seal(), program.target, num_threads);
-  const RankLayout layout = layout_of(program, plan.mesh(), num_pages);
+  const RankLayout layout = layout_of(program, plan.mesh(), sizes);
   Ranks ranks;
   ranks.group = here ? meet_here(rendezvous, options.rendezvous, hello, layout)
                      : meet_between_hosts(rendezvous, options.mpi_library, hello, layout);

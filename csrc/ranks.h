@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cache_sizes.h"
 #include "plan.h"
 #include "program.h"
 #include "rank_group.h"
@@ -29,8 +30,8 @@ struct Ranks {
   std::unique_ptr<RankWatch> watch;
 };
 
-/// Meets the other ranks of the plan's mesh: rank 0 tells them `num_pages`. Throws Error (TS_LOST_RANK, TS_BAD_REQUEST).
+/// Meets the other ranks of the plan's mesh: rank 0 tells them `sizes`. Throws Error (TS_LOST_RANK, TS_BAD_REQUEST).
 Ranks meet_ranks(const Plan &plan, const Program &program, const RankOptions &options, int32_t num_threads,
-                 int32_t num_pages);
+                 const CacheSizes &sizes);
 
 }  // namespace ts

@@ -8,7 +8,7 @@
 namespace ts {
 namespace {
 
-constexpr int32_t kVersion = 1;
+constexpr int32_t kVersion = 2;
 
 /// The options that decide the schedule.
 constexpr std::array kScheduling = {&ts_engine_options::num_pages,    &ts_engine_options::token_budget,
@@ -93,6 +93,7 @@ Words record_of(const TraceHeader &header) {
   words.put(kVersion).put_bytes(text_of(header.plan)).put_bytes(header.target);
   words.put(static_cast<int32_t>(kScheduling.size()));
   for (const auto option : kScheduling) words.put(header.options.*option);
+  words.put_long(header.options.offload_bytes);
   return words;
 }
 
@@ -119,16 +120,19 @@ TraceHeader read_header(TraceReader &reader, const Digest &plan) {
          ": replay it with the engine that wrote it");
   }
   for (const auto option : kScheduling) header.options.*option = words.take();
+  header.options.offload_bytes = words.take_long();
   return header;
 }
 
 void TraceHeader::put_into(ts_engine_options &to) const {
   for (const auto option : kScheduling) to.*option = options.*option;
+  to.offload_bytes = options.offload_bytes;
 }
 
-BatchRecord record_of(uint64_t step, const ts_batch &b, int32_t page_size, int32_t num_groups) {
+BatchRecord record_of(uint64_t step, const Batch &batch, int32_t page_size, int32_t num_groups) {
+  const ts_batch &b = batch.arrays();
   const auto tokens = static_cast<size_t>(b.num_tokens), seqs = static_cast<size_t>(b.num_seqs);
-  Checksum rows, ids, pages;
+  Checksum rows, ids, pages, copies;
   rows.add({b.query_start, seqs + 1});
   rows.add({b.context_len, seqs});
   rows.add({b.positions, tokens});
@@ -140,9 +144,15 @@ BatchRecord record_of(uint64_t step, const ts_batch &b, int32_t page_size, int32
     const int32_t num_pages = std::min(std::max(num_pages_for(b.context_len[i / num_groups], page_size), 2), width);
     pages.add({b.page_table + static_cast<ptrdiff_t>(i) * width, static_cast<size_t>(num_pages)});
   }
+  for (const PageCopy &copy : batch.copies()) {
+    copies.add(std::array{copy.page, copy.slot, static_cast<int32_t>(copy.to)});
+  }
   const auto halves = [](uint64_t x) { return std::bit_cast<std::array<int32_t, 2>>(x); };
-  const auto n = halves(step), r = halves(rows.sum().head), i = halves(ids.sum().head), p = halves(pages.sum().head);
-  return {n[0], n[1], b.num_seqs, b.num_tokens, b.num_logits, r[0], r[1], i[0], i[1], p[0], p[1]};
+  const auto n = halves(step), r = halves(rows.sum().head), i = halves(ids.sum().head), p = halves(pages.sum().head),
+             c = halves(copies.sum().head);
+  const auto num_copies = static_cast<int32_t>(batch.copies().size());
+  return {n[0], n[1], b.num_seqs, b.num_tokens, b.num_logits, r[0], r[1],
+          i[0], i[1], p[0],       p[1],         num_copies,   c[0], c[1]};
 }
 
 // ---- writing --------------------------------------------------------------------------------------------------------
@@ -167,15 +177,20 @@ void Recorder::taken(Turn &turn) {
   writer_.add(TraceRecord::turn, words_.words());
 }
 
-void Recorder::batch(uint64_t step, const ts_batch &batch, int32_t page_size, int32_t num_groups) {
+void Recorder::batch(uint64_t step, const Batch &batch, int32_t page_size, int32_t num_groups) {
   writer_.add(TraceRecord::batch, record_of(step, batch, page_size, num_groups));
   flush();
 }
 
-void Recorder::result(int64_t took_ns, std::span<const Outcome> outcomes) {
+void Recorder::result(int64_t took_ns, std::span<const Outcome> outcomes, std::span<const PageCopy> copies) {
   words_.clear();
   words_.put(0).put_long(took_ns).put(static_cast<int32_t>(outcomes.size()));
   for (const Outcome &outcome : outcomes) words_.put(outcome.token);
+  const auto failed = [](const PageCopy &copy) { return copy.state == PageCopy::State::failed; };
+  words_.put(static_cast<int32_t>(std::ranges::count_if(copies, failed)));
+  for (size_t i = 0; i < copies.size(); ++i) {
+    if (failed(copies[i])) words_.put(static_cast<int32_t>(i));
+  }
   writer_.add(TraceRecord::result, words_.words());
 }
 
@@ -227,6 +242,7 @@ void Replay::take_outcome() {
   failed_.reset();
   restart_.reset();
   has_result_ = false;
+  failed_copies_.clear();
   took_ns_ = 0;
   for (; more_; more_ = reader_->next()) {
     WordReader words(reader_->words());
@@ -241,6 +257,8 @@ void Replay::take_outcome() {
       } else {
         const std::span<const int32_t> tokens = words.take_ints();
         tokens_.assign(tokens.begin(), tokens.end());
+        const std::span<const int32_t> copies = words.take_ints();
+        failed_copies_.assign(copies.begin(), copies.end());
       }
       has_result_ = true;
     } else if (reader_->kind() == TraceRecord::restart) {
@@ -251,7 +269,7 @@ void Replay::take_outcome() {
   }
 }
 
-std::string Replay::compare(uint64_t step, const ts_batch &batch, int32_t page_size, int32_t num_groups) const {
+std::string Replay::compare(uint64_t step, const Batch &batch, int32_t page_size, int32_t num_groups) const {
   const std::string where = "step " + std::to_string(step) + " differs: ";
   if (!batch_) return more_ ? where + "the trace has none here" : "";
   const BatchRecord mine = record_of(step, batch, page_size, num_groups);
@@ -262,11 +280,30 @@ std::string Replay::compare(uint64_t step, const ts_batch &batch, int32_t page_s
   if ((*batch_)[2] != mine[2]) return count(2, " sequences");
   if ((*batch_)[3] != mine[3]) return count(3, " tokens");
   if ((*batch_)[4] != mine[4]) return count(4, " rows of logits");
-  constexpr std::array kParts = {"which rows have which positions", "the rows' token ids", "the rows' pages"};
-  for (size_t part = 0; part < kParts.size(); ++part) {
-    const size_t at = 5 + 2 * part;
+  if ((*batch_)[11] != mine[11]) return count(11, " copies to and from the second tier");
+  constexpr std::array kParts = {std::pair{5, "which rows have which positions"}, std::pair{7, "the rows' token ids"},
+                                 std::pair{9, "the rows' pages"},
+                                 std::pair{12, "which pages go to and from the second tier"}};
+  for (const auto &[first, what] : kParts) {
+    const auto at = static_cast<size_t>(first);
     if ((*batch_)[at] == mine[at] && (*batch_)[at + 1] == mine[at + 1]) continue;
-    return where + kParts[part] + " are not the same";
+    return where + what + " are not the same";
+  }
+  return {};
+}
+
+std::string Replay::repeat(std::span<PageCopy> copies) const {
+  auto next = failed_copies_.begin();
+  for (size_t i = 0; i < copies.size(); ++i) {
+    const bool failed = next != failed_copies_.end() && static_cast<size_t>(*next) == i;
+    if (failed) {
+      ++next;
+    } else if (copies[i].state == PageCopy::State::failed && has_result_) {
+      return std::string("a page could not be ") +
+             (copies[i].to == PageCopy::To::slot ? "kept in" : "brought back from") +
+             " the second tier, as it was in the trace";
+    }
+    if (failed) copies[i].state = PageCopy::State::failed;
   }
   return {};
 }

@@ -56,8 +56,8 @@ Words record_of(const TraceHeader &header);
 TraceHeader read_header(TraceReader &reader, const Digest &plan);
 
 /// What a step's batch is, as far as the trace keeps it: counts, and checksums of 64 bits.
-using BatchRecord = std::array<int32_t, 11>;
-BatchRecord record_of(uint64_t step, const ts_batch &batch, int32_t page_size, int32_t num_groups);
+using BatchRecord = std::array<int32_t, 14>;
+BatchRecord record_of(uint64_t step, const Batch &batch, int32_t page_size, int32_t num_groups);
 
 /// Writes a run down. The step thread alone calls it.
 ///
@@ -68,8 +68,8 @@ class Recorder {
   Recorder(const std::string &path, const TraceHeader &header);
 
   void taken(Turn &turn);
-  void batch(uint64_t step, const ts_batch &batch, int32_t page_size, int32_t num_groups);
-  void result(int64_t took_ns, std::span<const Outcome> outcomes);
+  void batch(uint64_t step, const Batch &batch, int32_t page_size, int32_t num_groups);
+  void result(int64_t took_ns, std::span<const Outcome> outcomes, std::span<const PageCopy> copies);
   void failed(const std::string &message);     ///< the step
   void restarted(const std::string &message);  ///< the scheduler was given up
   void flush() { writer_.flush(); }            ///< where no step follows at once
@@ -90,8 +90,11 @@ class Replay {
   void take(Turn &turn, const RequestLimits &limits);
 
   /// How the trace's step differs from this one; empty if it does not.
-  std::string compare(uint64_t step, const ts_batch &batch, int32_t page_size, int32_t num_groups) const;
+  std::string compare(uint64_t step, const Batch &batch, int32_t page_size, int32_t num_groups) const;
   std::string compare(const Batch &batch, std::span<const Outcome> outcomes);
+
+  /// The step's copies have been made: those that failed in the trace have failed. How it differs: one that has failed now has not then.
+  std::string repeat(std::span<PageCopy> copies) const;
 
   int64_t took_ns() const { return took_ns_; }                                ///< the turn's step
   const std::optional<std::string> &step_failure() const { return failed_; }  ///< why it could not be run
@@ -118,6 +121,7 @@ class Replay {
   bool has_result_ = false;
   int64_t took_ns_ = 0;
   std::vector<int32_t> tokens_;
+  std::vector<int32_t> failed_copies_;  // their places among the step's, ascending
   std::optional<std::string> failed_, restart_;
   int64_t now_ms_ = 0;
   uint64_t num_requests_ = 0, num_output_tokens_ = 0;

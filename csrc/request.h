@@ -101,6 +101,7 @@ struct Sequence {
   int32_t owner = 0;               ///< whose part of the KV cache it uses: decided when it is admitted
   std::unique_ptr<Drafts> drafts;  ///< if its next tokens may be guessed
   int32_t num_cached = 0;          ///< prompt tokens that came from the prefix cache
+  int32_t num_restored = 0;        ///< of these, brought back from the second tier for this request
   int32_t num_reached = 0;         ///< tokens that have ever been in the KV cache, computed or found
 
   int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }

@@ -11,7 +11,8 @@ namespace ts {
 // ---- batch ----------------------------------------------------------------------------------------------------------
 
 Batch::~Batch() {
-  TS_ASSERT(running_.empty() || std::uncaught_exceptions() > 0, "a batch was dropped: its requests would never end");
+  TS_ASSERT((running_.empty() && copies_.empty()) || std::uncaught_exceptions() > 0,
+            "a batch was dropped: its requests would never end");
 }
 
 // ---- schedule -------------------------------------------------------------------------------------------------------
@@ -23,14 +24,15 @@ std::optional<Batch> Scheduler::schedule() {
   TS_ASSERT(left >= 0, "more sequences run than a step has tokens for");
   weigh_decodes();
   if (grow_prefill(left) && had_pages) admit(left);
-  if (running_.empty()) {
+  if (running_.empty() && !fetch_) {
     TS_ASSERT(num_waiting() == 0, "with nothing running, every page is available to the next request");
     return std::nullopt;
   }
   if (options_.max_draft > 0) draft(left);
   fill_arrays();
   in_flight_ = true;
-  return Batch(std::exchange(running_, {}), arrays_.view(), logit_rows_);
+  return Batch(std::exchange(running_, {}), arrays_.view(), logit_rows_, cache_.take_copies(),
+               std::exchange(fetch_, std::nullopt));
 }
 
 /// Ends leases of an owner until it has so many pages available. False if it has not even so.
@@ -168,6 +170,11 @@ bool Scheduler::admit_one(int32_t &left) {
   int32_t owner = choose_owner(sequence, prefix);
   while (owner < 0 && running_.empty() && end_soonest_leases()) owner = choose_owner(sequence, prefix);
   if (owner < 0) return false;
+  if (!prefix.away.empty()) {
+    fetch(sequence, owner, std::move(prefix));
+    left = 0;  // not in this step
+    return true;
+  }
   const int32_t num_found = prefix.num_pages * options_.page_size;
   if (num_prompt_tokens_ >= kLeastChunk && fitting(1, num_found) == 0) {
     left = 0;  // not in this step
@@ -175,11 +182,12 @@ bool Scheduler::admit_one(int32_t &left) {
   }
   for (Leases &leases : leases_of_) leases.end(sequence.session);  // what it left is `prefix` now, or of no use
 
-  const Miss miss = explain_miss(cache_.of(owner), sequence, prefix.num_pages);
+  const Miss miss = why_missed(sequence, owner, prefix.num_pages);
+  const int32_t num_restored = fetched_.arrival == sequence.arrival ? std::exchange(fetched_, {}).num_tokens : 0;
   const int32_t r = make_row(owner);
   const std::span<int32_t> row = arrays_.row(r);
   const int32_t missing = sequence.num_tokens() - num_found;
-  Prefilling state = take_turn(Admit{cache_.of(owner), std::move(prefix), row, owner, miss}, missing);
+  Prefilling state = take_turn(Admit{cache_.of(owner), std::move(prefix), row, owner, miss, num_restored}, missing);
 
   const int32_t chunk = prompt_chunk(std::min(left, state.num_remaining()), state.num_computed());
   state.context().reserve(cache_.of(owner), state.num_computed() + chunk, row);
@@ -207,12 +215,12 @@ Prefilling Scheduler::take_turn(Admit &&admit, int32_t missing) {
   return Transition::apply(std::move(queued), std::move(admit));
 }
 
-/// The owner that has most of the sequence's prefix, which comes with it, else most pages left; of those with room for all that the
+/// The owner that has most of the sequence's prefix, in both tiers, which comes with it, else most pages left; of those with room for all that the
 /// sequence knows beside the reserved pages, or else it would soon be preempted again. -1 if there is none.
 int32_t Scheduler::choose_owner(const Sequence &sequence, Prefix &prefix) {
   int32_t best = -1, most_left = 0;
   for (int32_t owner = 0; owner < cache_.num_owners(); ++owner) {
-    Prefix found = match_prefix(cache_.of(owner), sequence, 0);
+    Prefix found = match_both_tiers(cache_.of(owner), sequence);
     int32_t missing = 0;
     for (size_t g = 0; g < options_.groups.size(); ++g) {
       const CacheGroup &group = options_.groups[g];
@@ -247,7 +255,8 @@ void Scheduler::commit(Batch &&batch, std::span<Outcome> outcomes, int64_t took_
   TS_ASSERT(static_cast<int32_t>(outcomes.size()) == batch.num_logits(), "every row of logits has an outcome");
   running_ = std::exchange(batch.running_, {});
   in_flight_ = false;
-  cost_.learn(load_, took_ns);
+  if (batch.copies_.empty()) cost_.learn(load_, took_ns);
+  end_copies(batch);  // first: who fails makes others forget what has just come back
   size_t next_outcome = 0;
   for (int32_t r = 0; r < num_running(); ++r) advance(r, outcomes, next_outcome);
   TS_ASSERT(next_outcome == outcomes.size(), "every outcome has a sequence");
@@ -286,7 +295,10 @@ void Scheduler::append(int32_t r, std::span<Outcome> outcomes) {
     FairQueue::charge_output(decoding.sequence());
     counters_.num_accepted_tokens += i > 0 ? 1 : 0;
     const Sequence &sequence = decoding.sequence();
-    if (sequence.num_outputs() == 1) counters_.num_cached_tokens += static_cast<uint64_t>(sequence.num_cached);
+    if (sequence.num_outputs() == 1) {
+      counters_.num_cached_tokens += static_cast<uint64_t>(sequence.num_cached);
+      counters_.num_restored_tokens += static_cast<uint64_t>(sequence.num_restored);
+    }
     if (const std::optional<ts_finish> why = sequence.finish()) {
       stop(std::move(decoding), *why);
       seq.num_tokens = 0;
@@ -317,6 +329,9 @@ void Scheduler::fail(Batch &&batch, const std::string &message) {
   TS_ASSERT(in_flight_ && batch.arrays_ == &arrays_.view(), "this is not the batch in flight");
   running_ = std::exchange(batch.running_, {});
   in_flight_ = false;
+  for (PageCopy &copy : batch.copies_) copy.state = PageCopy::State::ordered;  // nobody knows how far it came
+  batch.fetch_.reset();
+  cache_.end_copies(std::move(batch.copies_));
   for (Running &seq : running_) {
     PrefixCache &cache = cache_.of(seq.sequence().owner);
     finish(next(std::move(seq.state), Fail{cache, message}));

@@ -14,6 +14,7 @@
 #include "check.h"
 #include "events.h"
 #include "fair_queue.h"
+#include "fetch.h"
 #include "leases.h"
 #include "states.h"
 #include "step_cost.h"
@@ -29,6 +30,7 @@ struct SchedulerOptions {
   int32_t num_owners = 1;  ///< parts that sequences and the KV cache are shared out in (CacheParts)
   bool prefix_cache = false;
   std::vector<CacheGroup> groups = {CacheGroup{}};
+  TierOptions tier = {};         ///< keeps what the prefix cache evicts
   int64_t patience_ms = 10'000;  ///< see FairQueue
   StepCost cost = {};            ///< what a step takes; has to be known for a target, and for drafts
   int64_t target_step_ns = 0;    ///< what a step with decodes may take, so that prefills do not stall them; 0: any time
@@ -50,6 +52,10 @@ struct SchedulerCounters {
   uint64_t num_admitted = 0;  ///< for the first time
   uint64_t num_drafted_tokens = 0;
   uint64_t num_accepted_tokens = 0;  ///< of these, outputs
+  uint64_t num_restored_tokens = 0;  ///< of num_cached_tokens, brought back from the second tier for their request
+  uint64_t num_pages_kept = 0;       ///< copied to the second tier
+  uint64_t num_pages_restored = 0;   ///< and back
+  uint64_t num_pages_broken = 0;     ///< that could not be, or came back changed
 };
 
 /// A row of logits: of the sequence that is the running-th of the step, `ahead` tokens behind its last.
@@ -90,6 +96,11 @@ class Batch {
   /// Whether the row behind this one counts if this one gives `token`: it was drafted, and does not end the sequence.
   bool goes_on(int32_t logit, int32_t token) const;
 
+  /// To be made in this order before the step is run, which reads and overwrites these pages; what makes one sets its state. A step
+  /// may consist of nothing else: then it has no tokens, and is not run.
+  std::span<PageCopy> copies() { return copies_; }
+  std::span<const PageCopy> copies() const { return copies_; }
+
  private:
   friend class Scheduler;
 
@@ -107,12 +118,19 @@ class Batch {
     bool goes_on(int32_t ahead, int32_t token) const;
   };
 
-  Batch(std::vector<Running> &&running, const ts_batch &arrays, std::span<const LogitRow> logit_rows)
-      : running_(std::move(running)), arrays_(&arrays), logit_rows_(logit_rows) {}
+  Batch(std::vector<Running> &&running, const ts_batch &arrays, std::span<const LogitRow> logit_rows,
+        std::vector<PageCopy> &&copies, std::optional<Fetch> &&fetch)
+      : running_(std::move(running)),
+        arrays_(&arrays),
+        logit_rows_(logit_rows),
+        copies_(std::move(copies)),
+        fetch_(std::move(fetch)) {}
 
   std::vector<Running> running_;  // [num_seqs]: a sequence's index is its row of the page table
   const ts_batch *arrays_;
   std::span<const LogitRow> logit_rows_;  // [num_logits] a sequence's in order
+  std::vector<PageCopy> copies_;
+  std::optional<Fetch> fetch_;  // what the copies bring back
 };
 
 inline const Sequence &Batch::Running::sequence() const {
@@ -173,6 +191,9 @@ inline int32_t Batch::Running::num_computed() const {
 /// With recurrent groups a chunk that would go past the end of a page stops at the last one that it reaches, because only there a
 /// checkpoint is kept, which others, and the sequence itself when it was preempted, go on from.
 ///
+/// Where the second tier has what the cache lacks of a prefix, whose turn it is waits for a step, or a few, until that is brought back,
+/// and nobody is admitted before; then it finds it in the cache.
+///
 /// With several owners a sequence belongs to that whose cache has most of its prefix, else to that with most pages left; a step's
 /// sequences are sorted by owner.
 class Scheduler {
@@ -200,7 +221,7 @@ class Scheduler {
   /// The next step, or nothing if there is nothing to do. One batch may be in flight.
   std::optional<Batch> schedule();
 
-  /// The step has run: outcomes[i] is what sampling made of the i-th row of logits. It took so long; 0: nobody knows.
+  /// The step's copies have been made, and it has run: outcomes[i] is what sampling made of the i-th row of logits. It took so long; 0: nobody knows.
   void commit(Batch &&batch, std::span<Outcome> outcomes, int64_t took_ns = 0);
 
   /// The step could not be run: every sequence in it ends with this message, and nothing of them is found again.
@@ -239,6 +260,9 @@ class Scheduler {
   bool admit_one(int32_t &left);
   Prefilling take_turn(Admit &&admit, int32_t missing);
   int32_t choose_owner(const Sequence &sequence, Prefix &prefix);
+  void fetch(const Sequence &sequence, int32_t owner, Prefix &&prefix);
+  Miss why_missed(const Sequence &sequence, int32_t owner, int32_t num_found);
+  void end_copies(Batch &batch);
   void reserve_one(const Running &seq);
   int32_t make_row(int32_t owner);
   void move_row(int32_t from, int32_t to);
@@ -279,6 +303,15 @@ class Scheduler {
   bool in_flight_ = false;
   const bool checkpoints_;                  // there are recurrent groups, and what they leave can be found again
   std::optional<uint64_t> short_of_pages_;  // arrival of who did not fit, where nothing has changed that
+  std::optional<Fetch> fetch_;              // of the step that is put together
+
+  /// What has come back for who is to be admitted next.
+  struct Fetched {
+    std::optional<uint64_t> arrival;
+    int32_t num_tokens = 0;
+    int32_t broken = -1;  // the page of the text that did not
+  };
+  Fetched fetched_;
 };
 
 }  // namespace ts

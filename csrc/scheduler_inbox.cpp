@@ -10,7 +10,8 @@ namespace ts {
 
 Scheduler::Scheduler(const SchedulerOptions &options)
     : options_(options),
-      cache_(options.num_owners, options.num_pages, options.page_size, options.prefix_cache, options.groups),
+      cache_(options.num_owners, options.num_pages, options.page_size, options.prefix_cache, options.groups,
+             options.tier),
       arrays_(options.token_budget, options.max_seqs,
               page_table_width(options.groups, options.max_context, options.page_size),
               static_cast<int32_t>(options.groups.size()), options.batch_memory),

@@ -82,6 +82,7 @@ class Finished {
   uint64_t id() const { return id_; }
   ts_finish finish() const { return finish_; }
   int32_t num_cached() const { return num_cached_; }
+  int32_t num_restored() const { return num_restored_; }
   Miss miss() const { return miss_; }
   const std::string &message() const { return message_; }  ///< with TS_FINISH_ERROR and TS_FINISH_TIMEOUT
 
@@ -91,12 +92,14 @@ class Finished {
       : id_(sequence.id),
         finish_(finish),
         num_cached_(sequence.num_cached),
+        num_restored_(sequence.num_restored),
         miss_(sequence.miss),
         message_(std::move(message)) {}
 
   uint64_t id_;
   ts_finish finish_;
   int32_t num_cached_;
+  int32_t num_restored_;
   Miss miss_;
   std::string message_;
 };

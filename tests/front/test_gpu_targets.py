@@ -25,7 +25,9 @@ def gpu_plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return plans.build(folder / "checkpoint", folder / "gpu.tsp", "bf16", ("sm_90a",), **limits)
 
 
-def generate(executable: Path, plan: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def generate(
+    executable: Path, plan: Path, *more: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     command = [
         executable,
         "generate",
@@ -37,6 +39,7 @@ def generate(executable: Path, plan: Path, **environment: str) -> subprocess.Com
         "--num-pages",
         "8",
         "--json",
+        *more,
     ]
     return subprocess.run(
         command, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=60
@@ -54,6 +57,12 @@ def test_the_driver_is_found_by_its_variable(executable: Path, gpu_plan: Path, t
     assert calls.count("cuGraphLaunch") == 1
     assert calls[at - 1] == "cuMemcpyHtoDAsync"
     assert calls[at + 1 : at + 3] == ["cuMemcpyDtoHAsync", "cuStreamSynchronize"]
+
+
+def test_no_second_tier_yet(executable: Path, gpu_plan: Path) -> None:
+    done = generate(executable, gpu_plan, "--kv-offload", "1M", TSRUNTIME_LIBCUDA=str(FAKE))
+    assert done.returncode == 2
+    assert "offload_bytes is 1048576, but sm_90a runs on a GPU" in done.stderr
 
 
 def test_without_a_driver(executable: Path, gpu_plan: Path) -> None:

@@ -52,6 +52,8 @@ class _Options(c.Structure):
         ("mpi_library", c.c_char_p),
         ("record", c.c_char_p),
         ("cuda_library", c.c_char_p),
+        ("offload_bytes", c.c_int64),
+        ("offload_folder", c.c_char_p),
     )
 
 
@@ -104,6 +106,7 @@ class _Event(c.Structure):
         ("miss", c.c_int32),
         ("message", c.c_char_p),
         ("miss_at", c.c_int32),
+        ("num_restored", c.c_int32),
     )
 
 
@@ -120,6 +123,12 @@ class Stats(c.Structure):
         ("target", c.c_char * 32),
         ("num_drafted_tokens", c.c_uint64),
         ("num_accepted_tokens", c.c_uint64),
+        ("num_slots", c.c_int32),
+        ("num_slots_held", c.c_int32),
+        *(
+            (name, c.c_uint64)
+            for name in ("num_restored_tokens", "num_pages_kept", "num_pages_restored", "num_pages_broken")
+        ),
     )
 
 
@@ -160,6 +169,8 @@ class Answer:
     finish: str = ""
     message: str = ""
     num_cached: int = 0
+    num_restored: int = 0
+    miss: int = 0
 
     @property
     def output(self) -> tuple[object, ...]:
@@ -258,6 +269,8 @@ class Engine:
         ranks_here: int = 0,
         mpi_library: bytes | None = None,
         cuda_library: bytes | None = None,
+        offload_bytes: int = 0,
+        offload_folder: Path | None = None,
     ) -> None:
         self.plan = Plan(path, verify)
         options = _Options(
@@ -279,6 +292,8 @@ class Engine:
             ranks_here=ranks_here,
             mpi_library=mpi_library,
             cuda_library=cuda_library,
+            offload_bytes=offload_bytes,
+            offload_folder=os.fsencode(offload_folder) if offload_folder else None,
         )
         self.handle, error = c.c_void_p(), _Error()
         status = library().ts_engine_open(
@@ -344,6 +359,8 @@ class Engine:
                 answer.finish = FINISH[event.finish]
                 answer.message = (event.message or b"").decode()
                 answer.num_cached = event.num_cached
+                answer.num_restored = event.num_restored
+                answer.miss = event.miss
                 finished.append(event.id)
             else:
                 answer.tokens.append(event.token)

@@ -22,14 +22,17 @@
 #include "engine_core.h"
 #include "expect.h"
 #include "toy.h"
+#include "toy_run.h"
 
 namespace ts {
 namespace {
 
 using namespace ts::testing;  // NOLINT(google-build-using-namespace): helpers of these tests
 using namespace std::chrono_literals;
-
-constexpr Digest kPlan = {1, 2, 3};
+using toy::kPlan;
+using toy::recording;
+using toy::replaying;
+using toy::ToyRun;
 
 EngineOptions roomless() {
   EngineOptions o = toy::small();
@@ -50,74 +53,6 @@ toy::Request request(uint64_t id) {
   r.tenant = id % 4;
   r.priority = static_cast<int32_t>(id % 3) - 1;
   return r;
-}
-
-/// An engine around the toy model, until its last event.
-class ToyRun {
- public:
-  using Hook = std::function<void(uint64_t step, EngineCore &core)>;  // before each step, by the step thread
-
-  ToyRun(const EngineOptions &options, Tape tape, Hook hook = {}, int32_t shift = 0)
-      : model_(options),
-        core(
-            options,
-            [this, hook = std::move(hook), shift](const ts_batch &batch) {
-              while (!ready_) std::this_thread::yield();
-              if (hook) hook(++num_steps_, core);
-              Logits logits = model_.run(batch);
-              if (shift == 0) return logits;
-              const float *end = logits.data + batch.num_logits * logits.stride;
-              shifted_.assign(logits.data + shift, end);
-              shifted_.resize(shifted_.size() + static_cast<size_t>(shift), -30.0F);
-              logits.data = shifted_.data();
-              return logits;
-            },
-            {}, std::move(tape)) {
-    ready_ = true;
-  }
-
-  void collect(size_t num_finished) {
-    std::vector<ts_event> events(16);
-    for (int32_t n = 0; num_finished > 0 && n >= 0;) {
-      n = core.poll(events.data(), 16, 10000);
-      for (int32_t i = 0; i < n; ++i) {
-        const ts_event &e = events[static_cast<size_t>(i)];
-        if (e.kind == TS_EVENT_TOKEN) tokens[e.id].push_back(e.token);
-        if (e.kind != TS_EVENT_FINISHED) continue;
-        finishes[e.id] = e.finish;
-        if (e.finish == TS_FINISH_ERROR) message = e.message;
-        --num_finished;
-      }
-    }
-  }
-
-  ts_stats stats() const {
-    ts_stats s{};
-    core.stats(s);
-    return s;
-  }
-
- private:
-  toy::Model model_;
-  std::atomic<bool> ready_ = false;
-  uint64_t num_steps_ = 0;
-  std::vector<float> shifted_;  // logits of another model
-
- public:
-  std::map<uint64_t, std::vector<int32_t>> tokens;
-  std::map<uint64_t, int32_t> finishes;
-  std::string message;  ///< of the last error
-  EngineCore core;
-};
-
-Tape recording(const std::string &file) {
-  return {.recorder = std::make_unique<Recorder>(file, TraceHeader{kPlan, "toy", {}})};
-}
-
-Tape replaying(const std::string &file) {
-  auto reader = std::make_unique<TraceReader>(file);
-  read_header(*reader, kPlan);
-  return {.replay = std::make_unique<Replay>(std::move(reader))};
 }
 
 /// Replays to the end. Returns how it differs.

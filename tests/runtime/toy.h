@@ -84,6 +84,7 @@ struct Result {
   int64_t ended_ms = 0;
   std::string message;
   int32_t num_cached = 0;
+  int32_t num_restored = 0;
   ts::Miss miss;
 };
 
@@ -149,7 +150,9 @@ class Harness {
       if (on_batch) on_batch(*batch);
       last_num_tokens = batch->arrays().num_tokens;
       last_num_seqs = batch->arrays().num_seqs;
-      const ts::Logits logits = model_.run(batch->arrays());
+      last_num_copies = batch->copies().size();
+      copy(*batch);
+      const ts::Logits logits = last_num_tokens > 0 ? model_.run(batch->arrays()) : ts::Logits{};
       outcomes_.clear();
       bool counts = true;
       for (int32_t i = 0; i < batch->num_logits(); ++i) {
@@ -179,6 +182,7 @@ class Harness {
       result.ended_ms = now_ms;
       result.message = f.message();
       result.num_cached = f.num_cached();
+      result.num_restored = f.num_restored();
       result.miss = f.miss();
     }
     if (check) scheduler.check();
@@ -198,12 +202,23 @@ class Harness {
   std::map<uint64_t, Result> results;
   int32_t last_num_tokens = 0;
   int32_t last_num_seqs = 0;
+  size_t last_num_copies = 0;
   int64_t now_ms = 0;
   int64_t took_ns = 0;                              ///< what the scheduler is told that the step took
   std::function<void(const ts::Batch &)> on_batch;  ///< once it is scheduled
   std::function<void(uint64_t id)> on_token;
+  std::function<bool(const ts::PageCopy &)> copy_fails;  ///< whether a copy to or from the second tier does
 
  private:
+  void copy(ts::Batch &batch) {
+    for (ts::PageCopy &copy : batch.copies()) model_.copy(copy, copy_fails && copy_fails(copy));
+    for (int32_t row = 0; row < last_num_seqs; ++row) {
+      const ts::Sequence &sequence = batch.running(row);
+      if (sequence.num_restored == 0 || batch.decodes(row)) continue;
+      model_.expect_content(batch.arrays(), row, sequence.tokens);
+    }
+  }
+
   Model model_;
   ts::Sampler sampler_;
   std::vector<ts::Outcome> outcomes_;

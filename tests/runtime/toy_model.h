@@ -105,9 +105,47 @@ class Model {
         vocab_size_(options.vocab_size),
         page_size_(options.scheduler.page_size),
         pages_each_(options.scheduler.num_pages),
+        slots_each_(options.scheduler.tier.num_slots),
         cache_(static_cast<size_t>(options.scheduler.num_owners * pages_each_ * page_size_)),
+        tier_(static_cast<size_t>(options.scheduler.num_owners * slots_each_ * page_size_)),
         writer_(static_cast<size_t>(options.scheduler.num_owners * pages_each_)),
         reader_(writer_.size()) {}
+
+  /// Makes one copy to or from the second tier; one that `fails` leaves nothing of use behind.
+  void copy(ts::PageCopy &copy, bool fails) {
+    using To = ts::PageCopy::To;
+    ASSERT_EQ(copy.state, ts::PageCopy::State::ordered) << "a copy is ordered once";
+    ASSERT_EQ(copy.page / pages_each_, copy.slot / slots_each_) << "a page and its slot have one owner";
+    const auto page = cache_.begin() + static_cast<ptrdiff_t>(copy.page) * page_size_;
+    const auto slot = tier_.begin() + static_cast<ptrdiff_t>(copy.slot) * page_size_;
+    copy.to == To::slot ? std::copy_n(page, page_size_, slot) : std::copy_n(slot, page_size_, page);
+    if (fails) std::fill_n(copy.to == To::slot ? slot : page, page_size_, kLost);
+    copy.state = fails ? ts::PageCopy::State::failed : ts::PageCopy::State::done;
+  }
+
+  /// The cache has, of what the sequence in a row of the batch reads, what computing it again would give.
+  void expect_content(const ts_batch &b, int32_t s, std::span<const int32_t> tokens) const {
+    const int32_t begin = b.positions[b.query_start[s]];
+    Layers layers(groups_);
+    std::vector<std::vector<uint64_t>> values(groups_.size());  // [group][position]
+    for (int32_t p = 0; p < begin; ++p) {
+      layers.step(
+          tokens[static_cast<size_t>(p)], p, [&](size_t g, int32_t at) { return values[g][static_cast<size_t>(at)]; },
+          [&](size_t g, uint64_t value) { values[g].push_back(value); });
+    }
+    for (size_t g = 0; g < groups_.size() && begin > 0; ++g) {
+      const int32_t *pages = row(b, s, g);
+      if (groups_[g].recurrent()) {
+        ASSERT_EQ(cache_.at(static_cast<size_t>(pages[1] * page_size_)), layers.state(g)) << "another state came back";
+        continue;
+      }
+      for (int32_t p = groups_[g].first_page(begin, page_size_) * page_size_; p < begin; ++p) {
+        const auto slot = static_cast<size_t>(pages[p / page_size_] * page_size_ + p % page_size_);
+        ASSERT_EQ(cache_.at(slot), values[g][static_cast<size_t>(p)])
+            << "page " << p / page_size_ << " of group " << g << " came back as something else";
+      }
+    }
+  }
 
   ts::Logits run(const ts_batch &b) {
     check(b);
@@ -211,6 +249,7 @@ class Model {
     }
   }
 
+  static constexpr uint64_t kLost = 0xBAD;
   static constexpr int32_t kMostGroups = 16;
   static int32_t who(int32_t sequence, size_t group) { return sequence * kMostGroups + static_cast<int32_t>(group); }
 
@@ -218,7 +257,9 @@ class Model {
   int32_t vocab_size_;
   int32_t page_size_;
   int32_t pages_each_;           // of each owner
+  int32_t slots_each_;           // likewise
   std::vector<uint64_t> cache_;  // [num_pages * page_size], of all owners and groups; a state is the first of its page
+  std::vector<uint64_t> tier_;   // [num_slots * page_size]
   std::vector<int32_t> writer_;  // [num_pages] who of this step, or -1
   std::vector<int32_t> reader_;  // [num_pages]
   std::vector<float> logits_;

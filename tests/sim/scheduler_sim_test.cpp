@@ -41,6 +41,10 @@ class World {
       turns_.output(id);
       if (const auto token_ns = guesses_.find(id); token_ns != guesses_.end()) purses_ns_[id] += token_ns->second;
     };
+    harness_.copy_fails = [this](const PageCopy &copy) {
+      int64_t &failures = copy.to == PageCopy::To::page ? num_torn_ : num_refused_;
+      return failures > 0 && failures-- > 0;
+    };
   }
 
   /// What the script says; then everything that lives must end.
@@ -50,7 +54,7 @@ class World {
     }
     int patience = 100000;
     while (harness_.step() && !testing::Test::HasFailure()) {
-      learnt_.learn(learning_, harness_.took_ns);
+      learn();
       ++num_steps_;
       ASSERT_GT(--patience, 0) << "requests starve";
     }
@@ -62,6 +66,7 @@ class World {
   }
 
   int64_t num_steps() const { return num_steps_; }
+  size_t num_groups() const { return options_.scheduler.groups.size(); }
   const SchedulerCounters &counters() const { return harness_.scheduler.counters(); }
 
  private:
@@ -96,6 +101,10 @@ class World {
       harness_.scheduler.end_leases();
       ASSERT_TRUE(harness_.scheduler.idle());
       expect_every_page();
+    } else if (e.what == "tear") {
+      ++num_torn_;
+    } else if (e.what == "refuse") {
+      ++num_refused_;
     } else if (e.what == "jump") {
       now_ms_ += e.by_ms;
     } else {
@@ -124,12 +133,17 @@ class World {
     harness_.set_time(++now_ms_);
     latest_ms_ = std::max(latest_ms_, now_ms_);
     turns_.time_out(latest_ms_);
-    if (harness_.step()) learnt_.learn(learning_, harness_.took_ns);
+    if (harness_.step()) learn();
     ++num_steps_;
     expect_timely();
     const SchedulerOptions &o = options_.scheduler;
     EXPECT_LE(harness_.last_num_tokens, o.token_budget);
     EXPECT_LE(harness_.last_num_seqs, o.max_seqs);
+  }
+
+  /// What steps with copies take says nothing of others.
+  void learn() {
+    if (harness_.last_num_copies == 0) learnt_.learn(learning_, harness_.took_ns);
   }
 
   /// A step with decodes is predicted to take no longer than the target, however much prompt there is beside them. The world tells
@@ -226,6 +240,7 @@ class World {
     const toy::Result &got = harness_.results.at(request.id);
     const toy::Result expected = toy::solo(request, options_);
     ASSERT_TRUE(got.finish.has_value()) << "request " << request.id << " never ended";
+    ASSERT_LE(got.num_restored, script_.num_slots == 0 ? 0 : got.num_cached);
     ASSERT_TRUE(got.num_cached <= poison_of(request) || in_company_.contains(request.id))
         << "request " << request.id << " found poison in the cache";
     if (request.cache_salt.size() > 0 && tenants_.at(request.cache_salt) == 1) {
@@ -250,6 +265,7 @@ class World {
   toy::Harness harness_;
   int64_t num_steps_ = 0;
   int64_t now_ms_ = 0, latest_ms_ = 0;
+  int64_t num_torn_ = 0, num_refused_ = 0;  // copies that are still to fail
   sim::Turns turns_;
   const StepCost first_ = options_.scheduler.cost;
   StepCost learnt_ = first_;
@@ -269,6 +285,7 @@ struct Progress {
   uint64_t seed = 0;
   uint64_t num_steps = 0;
   SchedulerCounters sums;
+  uint64_t num_restored_in_groups = 0;  // tokens, in worlds of several cache groups
 };
 
 bool run_worlds(Progress &progress, uint64_t first, uint64_t wanted) {
@@ -282,6 +299,9 @@ bool run_worlds(Progress &progress, uint64_t first, uint64_t wanted) {
     progress.sums.num_finished += world.counters().num_finished;
     progress.sums.num_drafted_tokens += world.counters().num_drafted_tokens;
     progress.sums.num_accepted_tokens += world.counters().num_accepted_tokens;
+    progress.sums.num_restored_tokens += world.counters().num_restored_tokens;
+    progress.sums.num_pages_broken += world.counters().num_pages_broken;
+    if (world.num_groups() > 1) progress.num_restored_in_groups += world.counters().num_restored_tokens;
   }
   return true;
 }
@@ -329,6 +349,9 @@ TEST(SchedulerSim, RandomWorldsKeepEveryInvariant) {
   EXPECT_GT(progress.sums.num_cached_tokens, wanted / 10) << "the worlds share too little to test the prefix cache";
   EXPECT_GT(progress.sums.num_accepted_tokens, wanted / 200) << "the texts repeat too little to test drafts";
   EXPECT_GT(progress.sums.num_drafted_tokens, progress.sums.num_accepted_tokens) << "and some drafts must fail";
+  EXPECT_GT(progress.sums.num_restored_tokens, wanted / 100) << "the worlds bring back too little";
+  EXPECT_GT(progress.num_restored_in_groups, wanted / 1000) << "so do those where groups must agree";
+  EXPECT_GT(progress.sums.num_pages_broken, wanted / 2000) << "and too little of it is broken";
   munmap(memory, sizeof(Progress));
 }
 

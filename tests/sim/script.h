@@ -14,11 +14,12 @@
 namespace sim {
 
 struct Event {
-  int64_t at = 0;      ///< before this step
-  std::string what;    ///< arrive, cancel, fail (the step cannot be run), lose (a rank: whatever lives ends), jump
-  int64_t id = 0;      ///< of arrive and cancel
-  int64_t prompt = 0;  ///< of an arrival, all that follows: tokens of its prompt
-  int64_t family = 0;  ///< prompts of one family are alike
+  int64_t at = 0;    ///< before this step
+  std::string what;  ///< arrive, cancel, fail (the step cannot be run), lose (a rank: whatever lives ends), jump,
+  ///< tear (the next page that comes back from the second tier has changed), refuse (the next it is to keep)
+  int64_t id = 0;                                     ///< of arrive and cancel
+  int64_t prompt = 0;                                 ///< of an arrival, all that follows: tokens of its prompt
+  int64_t family = 0;                                 ///< prompts of one family are alike
   int64_t changed = -1, changed_to = 0, poison = -1;  ///< but here, if not -1
   int64_t max_tokens = 0, seed = 0, warm = 0, top_k = 0, narrow = 0, repeated = 0, frequent = 0, ignore_eos = 0;
   int64_t stop = 0;    ///< a stop token, if not 0
@@ -73,6 +74,8 @@ struct Script {
           max_draft = 0, cheap = 0;  ///< cheap: tokens beside the first cost a step next to nothing, so drafts are long
   int64_t num_owners = 1;            ///< of sequences, each with as many pages
   int64_t full = 1, window = 0, window_2 = 0, recurrent = 0;  ///< cache groups: those that are not 0
+  int64_t num_slots = 0;                                      ///< of the second tier, each owner's; 0: there is none
+  int64_t max_stores = 8, max_loads = 4;
   int64_t patience_ms = 10'000;
   int64_t target_ns = 0;      ///< for a step with decodes, if not 0
   int64_t slowness = 100;     ///< what steps take, in percent of the prediction
@@ -83,7 +86,8 @@ struct Script {
     f("page_size", s.page_size), f("num_pages", s.num_pages), f("max_context", s.max_context);
     f("token_budget", s.token_budget), f("max_seqs", s.max_seqs), f("prefix_cache", s.prefix_cache);
     f("num_owners", s.num_owners), f("full", s.full), f("window", s.window), f("window_2", s.window_2);
-    f("recurrent", s.recurrent);
+    f("recurrent", s.recurrent), f("num_slots", s.num_slots), f("max_stores", s.max_stores);
+    f("max_loads", s.max_loads);
     f("max_draft", s.max_draft), f("cheap", s.cheap), f("patience_ms", s.patience_ms), f("target_ns", s.target_ns);
     f("slowness", s.slowness);
   }
@@ -110,6 +114,8 @@ struct Script {
     o.scheduler.max_seqs = static_cast<int32_t>(max_seqs);
     o.scheduler.prefix_cache = prefix_cache != 0;
     o.scheduler.groups = groups();
+    o.scheduler.tier = {static_cast<int32_t>(num_slots), static_cast<int32_t>(max_stores),
+                        static_cast<int32_t>(max_loads)};
     o.scheduler.num_owners = static_cast<int32_t>(num_owners);
     o.scheduler.max_draft = static_cast<int32_t>(max_draft);
     o.scheduler.patience_ms = patience_ms;
@@ -124,7 +130,8 @@ struct Script {
   /// Whether every request in it is one that the engine would take.
   bool legal() const {
     return page_size >= 1 && num_pages >= 1 && token_budget >= 1 && max_seqs >= 1 && num_owners >= 1 &&
-           !groups().empty() && std::ranges::all_of(events, [&](const Event &e) {
+           !groups().empty() && num_slots >= 0 && max_stores >= 1 && max_loads >= std::ssize(groups()) &&
+           std::ranges::all_of(events, [&](const Event &e) {
              return e.what != "arrive" || (e.prompt >= 1 && e.max_tokens >= 1 && fits(e.prompt + e.max_tokens));
            });
   }
@@ -178,7 +185,7 @@ inline Script parse(std::istream &in) {
 /// A random world: its size, arrivals, cancels, requests that take nearly all pages, steps that fail, ranks that are lost.
 class Draw {
  public:
-  explicit Draw(uint64_t seed) : random_(seed) {}
+  explicit Draw(uint64_t seed) : random_(seed), of_tier_(seed) {}
 
   Script script(int64_t num_steps) {
     Script s;
@@ -210,6 +217,7 @@ class Draw {
         s.events.back().by_ms = one_in(4) ? between(-20, 0) : between(0, 1000);
       }
     }
+    if (s.prefix_cache != 0) add_tier(s, num_steps);
     return s;
   }
 
@@ -226,6 +234,22 @@ class Draw {
     return low + static_cast<int64_t>(random_() % static_cast<uint64_t>(high - low + 1));
   }
   bool one_in(int64_t n) { return between(1, n) == 1; }
+
+  /// A second tier, in half of the worlds. It has dice of its own, so that the rest of a world is the same with and without.
+  void add_tier(Script &s, int64_t num_steps) {
+    std::swap(random_, of_tier_);
+    if (one_in(2)) {
+      s.num_slots = one_in(3) ? between(1, 4) : between(4, 60);
+      s.max_stores = one_in(4) ? between(1, 3) : 32;
+      s.max_loads = std::max<int64_t>(between(1, 8), std::ssize(s.groups()));
+      const int64_t trouble = one_in(2) ? 400 : 20;  // steps from one to the next
+      for (int64_t at = 0; at < num_steps; ++at) {
+        if (one_in(trouble)) add(s, at, one_in(2) ? "tear" : "refuse");
+      }
+      std::ranges::stable_sort(s.events, {}, &Event::at);
+    }
+    std::swap(random_, of_tier_);
+  }
 
   static void add(Script &s, int64_t at, const char *what) {
     Event &e = s.events.emplace_back();
@@ -255,7 +279,7 @@ class Draw {
     return e;
   }
 
-  std::mt19937_64 random_;
+  std::mt19937_64 random_, of_tier_;
 };
 
 }  // namespace sim

@@ -99,7 +99,7 @@ class Shrink {
         any |= smaller([&](Script &s) -> int64_t & { return s.events[i].*number.of; }, number.simplest);
       }
     }
-    for (const auto member : {&Script::max_seqs, &Script::token_budget, &Script::num_pages}) {
+    for (const auto member : {&Script::max_seqs, &Script::token_budget, &Script::num_pages, &Script::max_loads}) {
       any |= smaller([&](Script &s) -> int64_t & { return s.*member; }, 1);
     }
     for (const auto member : {&Script::window_2, &Script::window, &Script::recurrent}) {

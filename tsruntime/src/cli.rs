@@ -83,6 +83,13 @@ pub struct EngineArgs {
     /// Compute every prompt from its first token
     #[arg(long, help_heading = ENGINE)]
     no_prefix_cache: bool,
+    /// Keep pages that the prefix cache evicts, in so much memory more, such as 4G (of each rank), and bring them back, checked,
+    /// where a prompt needs them [default: they are lost, and computed again]
+    #[arg(long, value_name = "BYTES", value_parser = bytes, conflicts_with = "no_prefix_cache", help_heading = ENGINE)]
+    kv_offload: Option<i64>,
+    /// Keep them in this folder of a local disk rather than in memory: in a file without a name, that ends with the process
+    #[arg(long, value_name = "DIR", requires = "kv_offload", help_heading = ENGINE)]
+    kv_offload_dir: Option<String>,
     /// Tokens of a sequence that a step may guess, from its own text and from what its tenant was told before, and verify, where
     /// that is worth its time: the output is the same, sooner where it repeats itself; 0: none
     #[arg(long, value_name = "N", default_value = "0", value_parser = clap::value_parser!(i32).range(0..=16), help_heading = ENGINE)]
@@ -159,6 +166,8 @@ impl EngineArgs {
                 ranks_here: 0,
                 mpi_library: self.mpi.clone(),
                 record: None,
+                offload_bytes: self.kv_offload.unwrap_or(0),
+                offload_folder: self.kv_offload_dir.clone(),
             },
             always_verify: self.verify == Verify::Always,
             plain_users: false,
@@ -170,6 +179,7 @@ const RUN_EXAMPLES: &str = "\
 Examples:
   tsruntime run plan.tsp
   tsruntime run plan.tsp --port 9000 --kv-bytes 4G --served-model-name qwen
+  tsruntime run plan.tsp --kv-bytes 4G --kv-offload 100G --kv-offload-dir /var/tmp
   TSRUNTIME_API_KEY=secret tsruntime run plan.tsp --host 0.0.0.0";
 
 #[derive(Debug, Args)]
@@ -234,6 +244,9 @@ pub struct ReplayArgs {
     /// Run this target of the plan [default: the recorded one]
     #[arg(long, value_name = "TARGET")]
     target: Option<String>,
+    /// If the recorded run kept evicted pages (--kv-offload): keep them in this folder [default: in memory]
+    #[arg(long, value_name = "DIR")]
+    kv_offload_dir: Option<String>,
     /// Print one JSON object: steps, requests, output_tokens, bytes_cut_off, difference
     #[arg(long)]
     pub json: bool,
@@ -248,6 +261,7 @@ impl ReplayArgs {
             num_threads: self.threads.unwrap_or(0),
             target: self.target.clone(),
             mpi_library: self.mpi.clone(),
+            offload_folder: self.kv_offload_dir.clone(),
             rank_timeout_ms: 60_000,
             ..engine::Options::default()
         };

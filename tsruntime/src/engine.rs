@@ -44,6 +44,10 @@ pub struct Options {
     pub mpi_library: Option<String>,
     /// A new file that the run is recorded in.
     pub record: Option<PathBuf>,
+    /// What the second tier may hold; 0: there is none.
+    pub offload_bytes: i64,
+    /// Where it lies, if not in memory.
+    pub offload_folder: Option<String>,
 }
 
 impl Options {
@@ -58,6 +62,7 @@ impl Options {
         // NVIDIA's driver, where the system does not find it
         let cuda_library = text("CUDA library", &std::env::var("TSRUNTIME_LIBCUDA").ok())?;
         let record = self.record.as_deref().map(path).transpose()?;
+        let offload_folder = text("folder of evicted pages", &self.offload_folder)?;
         let pointer = |text: &Option<CString>| text.as_ref().map_or(ptr::null(), |text| text.as_ptr());
         body(&ffi::ts_engine_options {
             size: size_of::<ffi::ts_engine_options>() as u32,
@@ -81,6 +86,8 @@ impl Options {
             mpi_library: pointer(&mpi_library),
             record: pointer(&record),
             cuda_library: pointer(&cuda_library),
+            offload_bytes: self.offload_bytes,
+            offload_folder: pointer(&offload_folder),
         })
     }
 }
@@ -165,6 +172,8 @@ pub struct Token {
     pub top: Box<[(u32, f32)]>,
     /// Prompt tokens that came from the prefix cache; told with the first token.
     pub num_cached: u32,
+    /// Of these, brought back from the second tier for this request.
+    pub num_restored: u32,
     /// Why there were no more; with the same token.
     pub miss: Option<Miss>,
 }
@@ -366,6 +375,7 @@ unsafe fn owned(event: &ffi::ts_event) -> Event {
         logprob: event.logprob,
         top,
         num_cached: u32::try_from(event.num_cached).unwrap_or(0),
+        num_restored: u32::try_from(event.num_restored).unwrap_or(0),
         miss: miss(event),
     })
 }
@@ -374,6 +384,7 @@ fn miss(event: &ffi::ts_event) -> Option<Miss> {
     let reason = match event.miss {
         ffi::TS_MISS_NEW => "new",
         ffi::TS_MISS_EVICTED => "evicted",
+        ffi::TS_MISS_BROKEN => "broken",
         _ => return None,
     };
     Some(Miss { reason, token: u32::try_from(event.miss_at).unwrap_or(0) })

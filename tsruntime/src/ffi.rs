@@ -49,6 +49,8 @@ pub struct ts_engine_options {
     pub mpi_library: *const c_char,
     pub record: *const c_char,
     pub cuda_library: *const c_char,
+    pub offload_bytes: i64,
+    pub offload_folder: *const c_char,
 }
 
 #[repr(C)]
@@ -99,6 +101,7 @@ pub struct ts_request {
 
 pub const TS_MISS_NEW: i32 = 1;
 pub const TS_MISS_EVICTED: i32 = 2;
+pub const TS_MISS_BROKEN: i32 = 4;
 pub const TS_EVENT_FINISHED: i32 = 2;
 pub const TS_FINISH_STOP: i32 = 1;
 pub const TS_FINISH_LENGTH: i32 = 2;
@@ -120,6 +123,7 @@ pub struct ts_event {
     pub miss: i32,
     pub message: *const c_char,
     pub miss_at: i32,
+    pub num_restored: i32,
 }
 
 #[repr(C)]
@@ -148,6 +152,12 @@ pub struct ts_stats {
     pub target: [c_char; 32],
     pub num_drafted_tokens: u64,
     pub num_accepted_tokens: u64,
+    pub num_slots: i32,
+    pub num_slots_held: i32,
+    pub num_restored_tokens: u64,
+    pub num_pages_kept: u64,
+    pub num_pages_restored: u64,
+    pub num_pages_broken: u64,
 }
 
 unsafe extern "C" {

@@ -16,6 +16,8 @@ pub struct Usage {
     pub prompt_tokens: u64,
     pub completion_tokens: u64,
     pub cached_tokens: u64,
+    /// Of these, brought back from the second tier.
+    pub restored_tokens: u64,
     /// Why the prefix cache held no more of the prompt, if there is just one.
     pub miss: Option<Miss>,
 }
@@ -116,11 +118,12 @@ impl Generation {
     }
 
     pub fn usage(&self) -> Usage {
-        let prompts = self.outputs.iter().step_by(self.n);
+        let prompts = || self.outputs.iter().step_by(self.n);
         Usage {
             prompt_tokens: self.prompt_tokens.iter().map(|&count| count as u64).sum(),
             completion_tokens: self.outputs.iter().map(|output| u64::from(output.num_tokens)).sum(),
-            cached_tokens: prompts.map(|output| u64::from(output.num_cached)).sum(),
+            cached_tokens: prompts().map(|output| u64::from(output.num_cached)).sum(),
+            restored_tokens: prompts().map(|output| u64::from(output.num_restored)).sum(),
             miss: self.outputs.first().filter(|_| self.prompt_tokens.len() == 1).and_then(|output| output.miss),
         }
     }

@@ -15,8 +15,9 @@ pub struct Metrics {
     running: Gauge,
     waiting: Gauge,
     kv_usage: Gauge,
+    offload_usage: Gauge,
     /// Counters that the engine keeps, brought up to its values at every scrape.
-    engine: [(IntCounter, FromStats); 10],
+    engine: [(IntCounter, FromStats); 14],
     /// Requests by path and status.
     pub http: IntCounterVec,
     /// Finished sequences by reason.
@@ -57,6 +58,10 @@ impl Metrics {
             running: gauge("num_requests_running", "Sequences that run now."),
             waiting: gauge("num_requests_waiting", "Sequences that wait to run."),
             kv_usage: gauge("kv_cache_usage_perc", "KV pages in use by running sequences, 1 for all."),
+            offload_usage: gauge(
+                "kv_offload_usage_perc",
+                "Pages that the second tier holds, 1 for all it has room for.",
+            ),
             engine: [
                 (counter("prompt_tokens_total", "Prompt tokens processed, cached ones included."), |s| {
                     s.num_prompt_tokens
@@ -67,6 +72,16 @@ impl Metrics {
                 }),
                 (counter("prefix_cache_hits_total", "Prompt tokens found in the prefix cache."), |s| {
                     s.num_cached_tokens
+                }),
+                (counter("external_prefix_cache_hits_total", "Of these, brought back from the second tier."), |s| {
+                    s.num_restored_tokens
+                }),
+                (counter("kv_offload_pages_stored_total", "Evicted pages copied to the second tier."), |s| {
+                    s.num_pages_kept
+                }),
+                (counter("kv_offload_pages_loaded_total", "Pages brought back from it."), |s| s.num_pages_restored),
+                (counter("kv_offload_pages_failed_total", "Pages that could not be, or came back changed."), |s| {
+                    s.num_pages_broken
                 }),
                 (counter("num_preemptions_total", "Sequences preempted for lack of KV pages."), |s| s.num_preemptions),
                 (counter("spec_decode_num_draft_tokens_total", "Tokens guessed ahead."), |s| s.num_drafted_tokens),
@@ -105,6 +120,7 @@ impl Metrics {
             // Pages that are only cached are free to be taken.
             let used = stats.num_pages - stats.num_pages_free - stats.num_pages_cached;
             self.kv_usage.set(f64::from(used) / f64::from(stats.num_pages.max(1)));
+            self.offload_usage.set(f64::from(stats.num_slots_held) / f64::from(stats.num_slots.max(1)));
             for (counter, value) in &self.engine {
                 counter.inc_by(value(stats).saturating_sub(counter.get()));
             }

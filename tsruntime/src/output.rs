@@ -59,6 +59,7 @@ pub struct Output {
     held: Vec<Token>,
     pub num_tokens: u32,
     pub num_cached: u32,
+    pub num_restored: u32,
     pub miss: Option<Miss>,
     pub finish: Option<FinishReason>,
 }
@@ -76,6 +77,7 @@ impl Output {
             held: Vec::new(),
             num_tokens: 0,
             num_cached: 0,
+            num_restored: 0,
             miss: None,
             finish: None,
         }
@@ -85,6 +87,7 @@ impl Output {
     pub fn token(&mut self, token: Token) -> Delta {
         if self.num_tokens == 0 {
             self.num_cached = token.num_cached;
+            self.num_restored = token.num_restored;
             self.miss = token.miss;
         }
         self.num_tokens += 1;

@@ -43,7 +43,7 @@ fn output(fields: serde_json::Value, stop_tokens: &[i32]) -> Output {
 }
 
 fn token(id: u8) -> Token {
-    Token { id: id.into(), logprob: -1.0, top: Box::default(), num_cached: 3, miss: None }
+    Token { id: id.into(), logprob: -1.0, top: Box::default(), num_cached: 3, num_restored: 0, miss: None }
 }
 
 /// Texts of the deltas, one a token and one for the end.

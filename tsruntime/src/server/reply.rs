@@ -141,6 +141,9 @@ impl Reply {
 impl Usage {
     fn json(&self) -> Value {
         let mut details = json!({"cached_tokens": self.cached_tokens});
+        if self.restored_tokens > 0 {
+            details["restored_tokens"] = json!(self.restored_tokens);
+        }
         if let Some(miss) = self.miss {
             details["cache_miss"] = json!({"reason": miss.reason, "token": miss.token});
         }
