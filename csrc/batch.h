@@ -32,6 +32,8 @@ class BatchArrays {
   void clear(int32_t num_tokens);          ///< of the step that follows
   void add_sequence(int32_t context_len);  ///< the next row's; its tokens follow
   void add_token(int32_t token, int32_t position, Slot slot);
+  static constexpr int32_t kToCome = -1;                    ///< a token that the batch before gives
+  void set_token(int32_t token, int32_t value);             ///< in place of kToCome
   void want_logits();                                       ///< of the token added last
   void set_slot(int32_t group, int32_t token, Slot slot) {  ///< in a group behind the first
     TS_ASSERT(token < view_.num_tokens, "a token's slots follow it");
@@ -81,6 +83,12 @@ inline void BatchArrays::add_token(int32_t token, int32_t position, Slot slot) {
   positions_[at] = position;
   slots_[at] = slot.value();
   query_start_[static_cast<size_t>(view_.num_seqs)] = ++view_.num_tokens;
+}
+
+inline void BatchArrays::set_token(int32_t token, int32_t value) {
+  TS_ASSERT(token >= 0 && token < view_.num_tokens && token_ids_[static_cast<size_t>(token)] == kToCome,
+            "only what is still to come is filled in, once");
+  token_ids_[static_cast<size_t>(token)] = value;
 }
 
 inline void BatchArrays::want_logits() {

@@ -16,11 +16,12 @@ std::span<int32_t> part_of(std::span<int32_t> row, size_t group, size_t num_grou
 }
 
 /// Misses are explained by what the first group knows.
-SharedPage seal_page(PrefixCache &cache, WritablePage &&page, const Sequence &sequence, size_t index, int32_t group) {
+SharedPage seal_page(PrefixCache &cache, WritablePage &&page, const Sequence &sequence, size_t index, int32_t group,
+                     std::vector<WritablePage> *duplicates) {
   if (!cache.enabled()) return cache.seal(std::move(page), {});
   TS_ASSERT(index < sequence.hashes.size(), "a page was filled before its hash was known");
-  if (group > 0) return cache.seal(std::move(page), sequence.hashes[index].of_group(group));
-  return cache.seal(std::move(page), sequence.hashes[index], sequence.parent(index), sequence.page(index));
+  if (group > 0) return cache.seal(std::move(page), sequence.hashes[index].of_group(group), {}, {}, duplicates);
+  return cache.seal(std::move(page), sequence.hashes[index], sequence.parent(index), sequence.page(index), duplicates);
 }
 
 }  // namespace
@@ -76,16 +77,25 @@ void GroupPages::reserve(const CacheGroup &group, PrefixCache &cache, int32_t wa
   }
 }
 
+GroupPages GroupPages::share() const {
+  GroupPages shared(num_kept());
+  shared.base_ = shared.given_back_ = given_back_;
+  for (auto i = static_cast<size_t>(given_back_ - base_); i < sealed_.size(); ++i) {
+    shared.sealed_.push_back(sealed_[i].share());
+  }
+  return shared;
+}
+
 void GroupPages::seal(int32_t group, PrefixCache &cache, const Sequence &sequence, int32_t num_computed,
-                      std::span<int32_t> row) {
+                      std::span<int32_t> row, std::vector<WritablePage> *duplicates) {
   const CacheGroup &kind = cache.groups()[static_cast<size_t>(group)];
-  if (kind.recurrent()) return checkpoint(group, cache, sequence, num_computed, row);
+  if (kind.recurrent()) return checkpoint(group, cache, sequence, num_computed, row, duplicates);
   const int32_t num_full = num_computed / cache.pool().page_size();
   TS_ASSERT(num_full <= num_pages(), "more tokens were computed than there is room for");
   size_t num_newly = 0;
   for (; num_sealed() < num_full; ++num_newly) {
     const auto index = static_cast<size_t>(num_sealed());
-    sealed_.push_back(seal_page(cache, std::move(open_[num_newly]), sequence, index, group));
+    sealed_.push_back(seal_page(cache, std::move(open_[num_newly]), sequence, index, group, duplicates));
     row[index] = sealed_.back().number();  // another page, if the same content was here already
   }
   if (num_newly == 0) return;
@@ -95,12 +105,12 @@ void GroupPages::seal(int32_t group, PrefixCache &cache, const Sequence &sequenc
 
 /// The state stands behind `num_computed` tokens.
 void GroupPages::checkpoint(int32_t group, PrefixCache &cache, const Sequence &sequence, int32_t num_computed,
-                            std::span<int32_t> row) {
+                            std::span<int32_t> row, std::vector<WritablePage> *duplicates) {
   row[1] = row[0];
   const int32_t page_size = cache.pool().page_size();
   if (!cache.enabled() || num_computed % page_size != 0) return;
   const int32_t index = num_computed / page_size - 1;
-  SharedPage kept = seal_page(cache, std::move(open_.back()), sequence, static_cast<size_t>(index), group);
+  SharedPage kept = seal_page(cache, std::move(open_.back()), sequence, static_cast<size_t>(index), group, duplicates);
   release();
   sealed_.push_back(std::move(kept));
   base_ = given_back_ = index;
@@ -152,7 +162,7 @@ Context &Context::operator=(Context &&other) noexcept {
 
 int32_t Context::num_entries(std::span<const CacheGroup> groups) const {
   int32_t most = 0;
-  for (size_t g = 0; g < num_groups(); ++g) most = std::max(most, groups[g].recurrent() ? 2 : of(g).num_pages());
+  for (size_t g = 0; g < num_groups(); ++g) most = std::max(most, num_entries(groups, g));
   return most;
 }
 
@@ -201,12 +211,19 @@ void Context::reserve(PrefixCache &cache, int32_t num_tokens, std::span<int32_t>
   }
 }
 
-void Context::seal(PrefixCache &cache, const Sequence &sequence, int32_t num_computed, std::span<int32_t> row) {
+void Context::seal(PrefixCache &cache, const Sequence &sequence, int32_t num_computed, std::span<int32_t> row,
+                   std::vector<WritablePage> *duplicates) {
   const bool fills_none = num_computed / cache.pool().page_size() == num_sealed();
   if (more_.empty() && fills_none && !cache.groups()[0].recurrent()) return;  // nearly all steps of most models
   for (size_t g = 0; g < num_groups(); ++g) {
-    of(g).seal(static_cast<int32_t>(g), cache, sequence, num_computed, part_of(row, g, num_groups()));
+    of(g).seal(static_cast<int32_t>(g), cache, sequence, num_computed, part_of(row, g, num_groups()), duplicates);
   }
+}
+
+Context Context::share() const {
+  Context shared(first_.share());
+  for (const GroupPages &pages : more_) shared.more_.push_back(pages.share());
+  return shared;
 }
 
 void Context::drop_open() {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "cache_groups.h"
@@ -44,6 +45,8 @@ class GroupPages {
   int32_t num_pages() const { return num_sealed() + static_cast<int32_t>(open_.size()); }
   int32_t num_held() const { return num_pages() - given_back_; }
   int32_t num_kept() const { return num_sealed() - given_back_; }  ///< without what is still written
+  int32_t num_entries(const CacheGroup &group) const { return group.recurrent() ? 2 : num_pages(); }
+  GroupPages share() const;  ///< other references to what is kept
 
   /// How many pages reserve() will take.
   int32_t num_missing(const CacheGroup &group, int32_t wanted) const {
@@ -54,7 +57,8 @@ class GroupPages {
   void adopt(const CacheGroup &group, std::vector<SharedPage> &&pages, int32_t num_pages, int32_t page_size,
              std::span<int32_t> row);
   void reserve(const CacheGroup &group, PrefixCache &cache, int32_t wanted, std::span<int32_t> row);
-  void seal(int32_t group, PrefixCache &cache, const Sequence &sequence, int32_t num_computed, std::span<int32_t> row);
+  void seal(int32_t group, PrefixCache &cache, const Sequence &sequence, int32_t num_computed, std::span<int32_t> row,
+            std::vector<WritablePage> *duplicates);
   void drop_open() { open_.clear(); }
   void release();  ///< the deepest page first, so that it is evicted before what it depends on
 
@@ -64,7 +68,7 @@ class GroupPages {
  private:
   void give_back(int32_t first, std::span<int32_t> row);
   void checkpoint(int32_t group, PrefixCache &cache, const Sequence &sequence, int32_t num_computed,
-                  std::span<int32_t> row);
+                  std::span<int32_t> row, std::vector<WritablePage> *duplicates);
 
   std::vector<SharedPage> sealed_;  // of the text's pages from base_ on; those given back are moved from
   std::vector<WritablePage> open_;
@@ -84,10 +88,14 @@ class Context {
   Context &operator=(const Context &) = delete;
   ~Context() = default;
 
-  int32_t num_pages() const { return first_.num_pages(); }        ///< of the text, in the first group
-  int32_t num_sealed() const { return first_.num_sealed(); }      ///< likewise
+  int32_t num_pages() const { return first_.num_pages(); }    ///< of the text, in the first group
+  int32_t num_sealed() const { return first_.num_sealed(); }  ///< likewise
+  int32_t num_sealed(size_t group) const { return of(group).num_sealed(); }
   int32_t num_entries(std::span<const CacheGroup> groups) const;  ///< of each group's row that are in use, at most
-  int32_t num_kept() const;                                       ///< sealed pages of all groups that are held
+  int32_t num_entries(std::span<const CacheGroup> groups, size_t group) const {
+    return of(group).num_entries(groups[group]);
+  }
+  int32_t num_kept() const;  ///< sealed pages of all groups that are held
 
   /// Appends pages that the cache has found. What was being written behind the sealed pages is dropped.
   void adopt(PrefixCache &cache, Prefix &&prefix, std::span<int32_t> row);
@@ -102,8 +110,11 @@ class Context {
   void reserve(PrefixCache &cache, int32_t num_tokens, std::span<int32_t> row);
 
   /// The first `num_computed` tokens are computed for good, and no more: what they fill is sealed, what no token behind the full
-  /// pages reads is given back.
-  void seal(PrefixCache &cache, const Sequence &sequence, int32_t num_computed, std::span<int32_t> row);
+  /// pages reads is given back. A page whose content was here already goes to `duplicates`, if there are any.
+  void seal(PrefixCache &cache, const Sequence &sequence, int32_t num_computed, std::span<int32_t> row,
+            std::vector<WritablePage> *duplicates = nullptr);
+
+  Context share() const;  ///< other references to the sealed pages that are held
 
   /// Gives up what is not sealed.
   void drop_open();
@@ -121,6 +132,8 @@ class Context {
   const GroupPages &of(size_t group) const { return group == 0 ? first_ : more_[group - 1]; }
   GroupPages &of(size_t group) { return group == 0 ? first_ : more_[group - 1]; }
   size_t num_groups() const { return 1 + more_.size(); }
+
+  explicit Context(GroupPages &&first) : first_(std::move(first)) {}
 
   GroupPages first_;
   std::vector<GroupPages> more_;

@@ -57,6 +57,12 @@ void ts_plan_close(ts_plan *plan); /* after every engine over it is closed; NULL
 
 /* ---- engine -------------------------------------------------------------------------------------------------------- */
 
+typedef enum ts_overlap {
+  TS_OVERLAP_OFF = 0,
+  TS_OVERLAP_ON = 1,
+  TS_OVERLAP_AUTO = 2 /* where a core is left beside num_threads, and the plan is of one rank */
+} ts_overlap;
+
 typedef struct ts_engine_options {
   uint32_t size;        /* sizeof(ts_engine_options) */
   uint32_t event_size;  /* sizeof(ts_event): how far apart the events lie that ts_engine_poll fills */
@@ -78,6 +84,9 @@ typedef struct ts_engine_options {
   int32_t
       target_tpot_us; /* time per output token: a step in which anyone decodes takes on no more of other prompts than is
                          predicted to fit into it (but 16 tokens in any case); 0: as much as token_budget allows */
+  int32_t
+      overlap_schedule; /* ts_overlap: whether a step is scheduled while the one before it runs, on a thread of its own. Outputs
+                           are the same. A step in which anyone may guess is scheduled after the one before it all the same */
   const char *target; /* NULL: the best of the plan's targets that this host can run; else that one or an error */
 
   /* For a plan of several ranks; all else but num_threads and target counts on rank 0 alone. num_threads 0 is then the rank's

@@ -6,6 +6,7 @@
 #include "abi.h"
 #include "engine_core.h"
 #include "executor.h"
+#include "host.h"
 #include "json.h"
 #include "no_signals.h"
 #include "text.h"
@@ -49,6 +50,9 @@ void check_options(const ts_engine_options &o) {
   not_negative("max_queue", o.max_queue);
   not_negative("patience_ms", o.patience_ms);
   not_negative("target_tpot_us", o.target_tpot_us);
+  if (o.overlap_schedule < TS_OVERLAP_OFF || o.overlap_schedule > TS_OVERLAP_AUTO) {
+    fail(TS_BAD_REQUEST, "overlap_schedule is ", o.overlap_schedule, ", wanted 0 (off), 1 (on) or 2 (auto)");
+  }
   not_negative("rank", o.rank);
   not_negative("rank_timeout_ms", o.rank_timeout_ms);
   not_negative("ranks_here", o.ranks_here);
@@ -107,6 +111,16 @@ StepCost step_cost_of(const Plan &plan, const std::string &target) {
   return parse_step_cost(JsonNode(json, name)[target]);
 }
 
+/// Whether a step is scheduled while the one before it runs.
+bool schedules_ahead(const ts_engine_options &o, const Device &device, int32_t num_ranks) {
+  if (o.overlap_schedule == TS_OVERLAP_AUTO) return num_ranks == 1 && device.num_threads() < usable_cores();
+  if (o.overlap_schedule == TS_OVERLAP_ON && num_ranks > 1) {
+    fail(TS_BAD_REQUEST, "overlap_schedule is 1 (on), but the plan is for ", num_ranks,
+         " ranks, which share the arrays of one batch: wanted 0 (off) or 2 (auto)");
+  }
+  return o.overlap_schedule == TS_OVERLAP_ON;
+}
+
 EngineOptions engine_options(const ts_engine_options &o, const Device &device, const Plan &plan) {
   const Limits &limits = device.limits();
   const int32_t num_owners = plan.mesh().num_owners();
@@ -132,6 +146,7 @@ EngineOptions engine_options(const ts_engine_options &o, const Device &device, c
   options.scheduler.drafts_at_any_cost = o.max_draft < 0;
   if (o.target_tpot_us > 0 || o.max_draft > 0) options.scheduler.cost = step_cost_of(plan, device.target());
   options.scheduler.target_step_ns = int64_t{o.target_tpot_us} * 1000;
+  options.scheduler.ahead = schedules_ahead(o, device, plan.mesh().num_ranks());
   if (o.patience_ms > 0) options.scheduler.patience_ms = o.patience_ms;
   options.scheduler.batch_memory = device.batch_memory();
   options.vocab_size = limits.vocab_size;
@@ -158,6 +173,7 @@ std::unique_ptr<ts_engine> open_engine(const std::shared_ptr<const Plan> &plan, 
   if (o.record != nullptr) {
     TraceHeader header{plan->seal(), device->target(), o};
     header.options.num_pages = device->num_pages();
+    header.options.overlap_schedule = options.scheduler.ahead ? TS_OVERLAP_ON : TS_OVERLAP_OFF;
     tape.recorder = std::make_unique<Recorder>(o.record, header);
   }
   auto core =

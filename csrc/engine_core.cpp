@@ -9,6 +9,8 @@
 
 #include "check.h"
 #include "clock.h"
+#include "host.h"
+#include "patience.h"
 #include "text.h"
 
 namespace ts {
@@ -66,6 +68,10 @@ EngineCore::EngineCore(const EngineOptions &options, RunStep run, SharedRows row
   published_.num_pages = published_.num_pages_free = options.scheduler.num_owners * options.scheduler.num_pages;
   published_.num_slots = options.scheduler.num_owners * options.scheduler.tier.num_slots;
   outcomes_.reserve(static_cast<size_t>(options.scheduler.max_seqs));
+  if (options.scheduler.ahead) {
+    const bool room = rows_.num_threads < usable_cores();
+    step_thread_ = std::make_unique<StepThread>(run_, copy_, room ? Patience::kMostTurns : 0);
+  }
   thread_ = std::thread([this] { loop(); });
 }
 
@@ -88,7 +94,7 @@ void EngineCore::loop() {
         continue;
       }
       events_.wait_for_room();
-      tape_.replay ? take_replayed_turn() : wait_for_turn();
+      tape_.replay ? take_replayed_turn() : take_turn(true);
       open = !turn_.closing;
       if (!turn_.failure.empty()) {
         start_over(nullptr);
@@ -110,12 +116,12 @@ void EngineCore::loop() {
   events_.close();
 }
 
-/// Waits for something to do, and takes the inbox.
-void EngineCore::wait_for_turn() {
+/// Takes the inbox. `waits`: once there is something to do.
+void EngineCore::take_turn(bool waits) {
   turn_.messages.clear();
   {
     std::unique_lock lock(mutex_);
-    work_.wait(lock, [this] { return closing_ || !inbox_.empty() || !scheduler_->idle(); });
+    if (waits) work_.wait(lock, [this] { return closing_ || !inbox_.empty() || !scheduler_->idle(); });
     turn_.messages.swap(inbox_);
     published_.num_waiting += std::exchange(num_inbox_, 0);
     for (const Message &message : turn_.messages) {
@@ -153,18 +159,19 @@ void EngineCore::take_replayed_turn() {
 }
 
 /// Tells the scheduler what the turn brings. If the engine is closing, every request is cancelled.
-void EngineCore::enter() {
-  if (tape_.replay && tape_.replay->restart() && !tape_.replay->scheduled())
-    throw std::runtime_error(*tape_.replay->restart());
-  scheduler_->set_time(turn_.now_ms);
+void EngineCore::enter(Batch *in_flight) {
+  const Replay *replay = tape_.replay.get();
+  const bool ran = in_flight != nullptr && replay && replay->ran();  // the step before
+  if (replay && replay->restart() && !replay->scheduled() && !ran) throw std::runtime_error(*replay->restart());
+  scheduler_->set_time(turn_.now_ms, in_flight);
   for (Message &message : turn_.messages) {
     if (auto *submitted = std::get_if<Submitted>(&message)) {
       scheduler_->submit(std::move(submitted->sequence), turn_.now_ms - submitted->at_ms);
     } else {
-      scheduler_->cancel(std::get<Cancelled>(message).id);
+      scheduler_->cancel(std::get<Cancelled>(message).id, in_flight);
     }
   }
-  if (turn_.closing) scheduler_->cancel_all();
+  if (turn_.closing) scheduler_->cancel_all(in_flight);
 }
 
 void EngineCore::step() {
@@ -176,6 +183,7 @@ void EngineCore::step() {
     return;
   }
   schedule_ns_ += now_ns() - begin;
+  if (step_thread_) return run_ahead(std::move(*batch));
   ++num_steps_;
   publish(batch->arrays().num_seqs);  // cancelled requests and room in the queue need not wait for the step
   const Replay *replay = tape_.replay.get();
@@ -192,10 +200,7 @@ void EngineCore::run(Batch &&batch, uint64_t began_ns) {
     outbox_.clear();
     if (tape_.recorder) tape_.recorder->failed(e.what());
     scheduler_->fail(std::move(batch), std::string("the step failed: ") + e.what());
-    const auto *error = dynamic_cast<const Error *>(&e);
-    if (error != nullptr && (error->status() == TS_LOST_RANK || error->status() == TS_DIFFERS)) {
-      abandon(e.what(), error->status());
-    }
+    abandon_if_lost(e);
     return;
   }
   const uint64_t begin = now_ns();
@@ -203,6 +208,13 @@ void EngineCore::run(Batch &&batch, uint64_t began_ns) {
   if (tape_.recorder) tape_.recorder->result(took_ns, outcomes_, batch.copies());
   scheduler_->commit(std::move(batch), outcomes_, took_ns);
   schedule_ns_ += now_ns() - begin;
+}
+
+void EngineCore::abandon_if_lost(const std::exception &e) {
+  const auto *error = dynamic_cast<const Error *>(&e);
+  if (error != nullptr && (error->status() == TS_LOST_RANK || error->status() == TS_DIFFERS)) {
+    abandon(e.what(), error->status());
+  }
 }
 
 /// Runs the step and samples. A replay throws where it differs, and where the trace's step could not be run.
@@ -227,6 +239,7 @@ void EngineCore::compute(Batch &batch) {
 void EngineCore::sample(const Batch &batch, const Logits &logits) {
   const auto vocab_size = static_cast<size_t>(options_.vocab_size);
   const auto job = [&](int32_t row, int thread) {
+    if (!batch.wants(row)) return;
     const Sequence &sequence = batch.sequence(row);
     RowSampled &out = rows_sampled_[static_cast<size_t>(row)];
     try {
@@ -242,7 +255,7 @@ void EngineCore::sample(const Batch &batch, const Logits &logits) {
   outcomes_.clear();
   bool counts = true;
   for (int32_t i = 0; i < batch.num_logits(); ++i) {
-    counts = counts || batch.ahead(i) == 0;
+    counts = batch.wants(i) && (counts || batch.ahead(i) == 0);
     if (!counts) {
       outcomes_.emplace_back();
       continue;

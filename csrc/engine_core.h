@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <thread>
@@ -15,26 +16,13 @@
 
 #include "engine.h"
 #include "event_queue.h"
-#include "launch_abi.h"
 #include "recording.h"
 #include "request.h"
 #include "sampler.h"
 #include "scheduler.h"
+#include "step_thread.h"
 
 namespace ts {
-
-/// [num_logits, vocab_size]: row r begins at data + r * stride. Valid until the next step.
-struct Logits {
-  const float *data = nullptr;
-  int64_t stride = 0;
-};
-
-/// What computes a step: the executor, or a test's model. Called by the step thread alone. An exception ends the
-/// requests of the step.
-using RunStep = std::function<Logits(const ts_batch &)>;
-
-/// What copies pages to and from the second tier, in order, before the step is run: it sets each one's state. As RunStep.
-using CopyPages = std::function<void(std::span<PageCopy>)>;
 
 /// job(row, thread): must not throw.
 using RowJob = std::function<void(int32_t row, int thread)>;
@@ -68,6 +56,9 @@ struct Tape {
 /// The engine behind the C ABI: an inbox, the step thread, and the queue of events. Each turn of the step thread
 /// drains the inbox, schedules, runs, samples, commits and publishes; with nothing to do it sleeps. A replay takes its turns from a
 /// trace instead, and nobody else's requests; where it differs it is abandoned, and after its last turn it closes.
+///
+/// With SchedulerOptions::ahead steps run on a thread of their own, and a turn schedules the next step while one runs: between two
+/// steps there is no more than sampling. Turns stay the order of everything: each takes in, schedules, and then commits the step before.
 class EngineCore {
  public:
   EngineCore(const EngineOptions &options, RunStep run, SharedRows rows = {}, Tape tape = {}, CopyPages copy = {});
@@ -111,15 +102,22 @@ class EngineCore {
 
   void check_room() const;  // with mutex_ held
   void loop();
-  void wait_for_turn();
+  void take_turn(bool waits);
   void take_replayed_turn();
-  void enter();
+  void enter(Batch *in_flight = nullptr);
   void step();
   void run(Batch &&batch, uint64_t began_ns);
   void compute(Batch &batch);
   void sample(const Batch &batch, const Logits &logits);
   void publish(int32_t num_running);
   void start_over(const std::exception_ptr &thrown);
+  void abandon_if_lost(const std::exception &e);
+
+  // engine_ahead.cpp
+  void run_ahead(Batch &&first);
+  uint64_t start(Batch &batch);
+  bool take_turn_behind(Batch &older, std::optional<Batch> &younger);
+  bool finish_step(Batch &older, std::optional<Batch> &younger, uint64_t began_ns);
 
   const EngineOptions options_;
   const RequestLimits limits_;
@@ -153,6 +151,9 @@ class EngineCore {
   std::vector<Finished> finished_;
   SchedulerCounters counters_before_;  // of schedulers that were given up
   uint64_t num_steps_ = 0, step_ns_ = 0, schedule_ns_ = 0;
+  std::unique_ptr<StepThread> step_thread_;  // with steps scheduled ahead
+  int64_t took_ns_ = 0;                      // the step that is committed
+  std::string difference_;                   // of a replay: how the step that should run is another
 
   std::thread thread_;  // last: it starts when the rest is there
 };

@@ -29,7 +29,7 @@ Prefilling Transition::apply(Queued &&s, Admit &&e) {
 Prefilling Transition::apply(Prefilling &&s, Chunk &&e) {
   TS_ASSERT(e.num_tokens >= 1 && e.num_tokens < s.num_remaining(), "the last chunk of a prefill ends with a token");
   const int32_t num_computed = s.num_computed_ + e.num_tokens;
-  s.context_.seal(e.cache, *s.sequence_, num_computed, e.row);
+  s.context_.seal(e.cache, *s.sequence_, num_computed, e.row, e.duplicates);
   s.sequence_->num_reached = std::max(s.sequence_->num_reached, num_computed);
   return {std::move(s.sequence_), std::move(s.context_), num_computed};
 }
@@ -45,9 +45,23 @@ Paused Transition::apply(Decoding &&s, Pause &&e) {
   return {std::move(finished), Leased(s.sequence_->session, e.until_ms, std::move(s.context_))};
 }
 
+Drained Transition::apply(Decoding &&s, Early<Stop> &&e) {
+  return {Finished(*s.sequence_, e.event.finish, {}), Draining(std::move(s.context_))};
+}
+
+Drained Transition::apply(Decoding &&s, Early<Pause> &&e) {
+  Leased leased(s.sequence_->session, e.event.until_ms, s.context_.share());
+  return {Finished(*s.sequence_, e.event.finish, {}), Draining(std::move(s.context_)), std::move(leased)};
+}
+
+void Transition::apply(Draining &&s, Land &&) {
+  Draining landed = std::move(s);
+  landed.held_ = false;
+}
+
 Decoding Transition::decode(std::unique_ptr<Sequence> sequence, Context context, const Token &e) {
   Sequence &s = *sequence;
-  context.seal(e.cache, s, s.num_tokens(), e.row);
+  context.seal(e.cache, s, s.num_tokens(), e.row, e.duplicates);
   s.num_reached = std::max(s.num_reached, s.num_tokens());
   s.append(e.token);
   return {std::move(sequence), std::move(context)};

@@ -3,6 +3,7 @@
 #include <array>
 #include <concepts>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -29,11 +30,13 @@ struct Chunk {  ///< `num_tokens` more of its tokens are in the KV cache, not ye
   PrefixCache &cache;
   std::span<int32_t> row;
   int32_t num_tokens;
+  std::vector<WritablePage> *duplicates = nullptr;  ///< see Context::seal
 };
 struct Token {  ///< All of its tokens are in the KV cache, and the next one was sampled.
   PrefixCache &cache;
   std::span<int32_t> row;
   int32_t token;
+  std::vector<WritablePage> *duplicates = nullptr;
 };
 struct Preempt {};  ///< An older sequence needs its pages.
 struct Stop {       ///< Its last token ended it.
@@ -57,6 +60,26 @@ struct Fail {  ///< It cannot go on; nothing that it read or wrote is to be foun
 struct Paused {
   Finished finished;
   Leased leased;
+};
+
+/// The event, of a request that the batch behind the one that is committed has too: it ends now, but its pages stay until that
+/// one is committed.
+template <class Event>
+struct Early {
+  Event event;
+};
+
+/// What is left of such a request.
+struct Drained {
+  Finished finished;
+  Draining draining;
+  std::optional<Leased> leased = {};
+};
+
+/// The batch that it waited for was committed, or will never run. Only the scheduler can say so.
+class Land {
+  friend class Scheduler;
+  Land() = default;
 };
 
 /// The state machine: an overload for each legal pair, which consumes the state and returns the next. A pair that has
@@ -88,6 +111,12 @@ class Transition {
 
   static void apply(Leased &&s, Expire &&) { const Leased ended = std::move(s); }
 
+  static Drained apply(Prefilling &&s, Early<Fail> &&e) { return drain(std::move(s), std::move(e.event)); }
+  static Drained apply(Decoding &&s, Early<Fail> &&e) { return drain(std::move(s), std::move(e.event)); }
+  static Drained apply(Decoding &&s, Early<Stop> &&e);
+  static Drained apply(Decoding &&s, Early<Pause> &&e);
+  static void apply(Draining &&s, Land &&);
+
  private:
   static Prefilling admit(std::unique_ptr<Sequence> sequence, Admit &&e);
   static Decoding decode(std::unique_ptr<Sequence> sequence, Context context, const Token &e);
@@ -102,6 +131,12 @@ class Transition {
   static Finished fail(Running &&state, Fail &&e) {
     state.context_.forget(e.cache, *state.sequence_);
     return finish(std::forward<Running>(state), TS_FINISH_ERROR, std::move(e.message));
+  }
+
+  template <class Running>
+  static Drained drain(Running &&state, Fail &&e) {
+    state.context_.forget(e.cache, *state.sequence_);
+    return {Finished(*state.sequence_, TS_FINISH_ERROR, std::move(e.message)), Draining(std::move(state.context_))};
   }
 
   template <class State>
@@ -120,20 +155,37 @@ template <class State, class Event>
 concept Accepts = requires(State state, Event event) { Transition::apply(std::move(state), std::move(event)); };
 
 template <class State>
-inline constexpr std::array<bool, 10> kAccepts = {
+inline constexpr std::array<bool, 11> kAccepts = {
     Accepts<State, Admit>,   Accepts<State, Chunk>, Accepts<State, Token>,  Accepts<State, Preempt>,
     Accepts<State, Stop>,    Accepts<State, Pause>, Accepts<State, Expire>, Accepts<State, Cancel>,
-    Accepts<State, TimeOut>, Accepts<State, Fail>,
+    Accepts<State, TimeOut>, Accepts<State, Fail>,  Accepts<State, Land>,
+};
+
+/// Of a sequence that the batch behind has too: it never loses its pages to another, and whoever gives it up waits for that batch.
+template <class State>
+inline constexpr std::array<bool, 11> kAcceptsEarly = {
+    Accepts<State, Early<Admit>>,   Accepts<State, Early<Chunk>>,  Accepts<State, Early<Token>>,
+    Accepts<State, Early<Preempt>>, Accepts<State, Early<Stop>>,   Accepts<State, Early<Pause>>,
+    Accepts<State, Early<Expire>>,  Accepts<State, Early<Cancel>>, Accepts<State, Early<TimeOut>>,
+    Accepts<State, Early<Fail>>,    Accepts<State, Early<Land>>,
 };
 
 // clang-format off
-//                                                           Admit  Chunk  Token  Preempt  Stop   Pause  Expire  Cancel  TimeOut  Fail
-static_assert(kAccepts<Queued>     == std::array<bool, 10>{  true,  false, false, false,  false, false, false,  true,   true,    false});
-static_assert(kAccepts<Prefilling> == std::array<bool, 10>{  false, true,  true,  true,   false, false, false,  true,   true,    true });
-static_assert(kAccepts<Decoding>   == std::array<bool, 10>{  false, false, true,  true,   true,  true,  false,  true,   true,    true });
-static_assert(kAccepts<Preempted>  == std::array<bool, 10>{  true,  false, false, false,  false, false, false,  true,   true,    false});
-static_assert(kAccepts<Leased>     == std::array<bool, 10>{  false, false, false, false,  false, false, true,   false,  false,   false});
-static_assert(kAccepts<Finished>   == std::array<bool, 10>{  false, false, false, false,  false, false, false,  false,  false,   false});
+//                                                                Admit  Chunk  Token  Preempt  Stop   Pause  Expire  Cancel  TimeOut  Fail   Land
+static_assert(kAccepts<Queued>          == std::array<bool, 11>{  true,  false, false, false,  false, false, false,  true,   true,    false, false});
+static_assert(kAccepts<Prefilling>      == std::array<bool, 11>{  false, true,  true,  true,   false, false, false,  true,   true,    true,  false});
+static_assert(kAccepts<Decoding>        == std::array<bool, 11>{  false, false, true,  true,   true,  true,  false,  true,   true,    true,  false});
+static_assert(kAccepts<Preempted>       == std::array<bool, 11>{  true,  false, false, false,  false, false, false,  true,   true,    false, false});
+static_assert(kAccepts<Leased>          == std::array<bool, 11>{  false, false, false, false,  false, false, true,   false,  false,   false, false});
+static_assert(kAccepts<Draining>        == std::array<bool, 11>{  false, false, false, false,  false, false, false,  false,  false,   false, true });
+static_assert(kAccepts<Finished>        == std::array<bool, 11>{  false, false, false, false,  false, false, false,  false,  false,   false, false});
+static_assert(kAcceptsEarly<Queued>     == std::array<bool, 11>{  false, false, false, false,  false, false, false,  false,  false,   false, false});
+static_assert(kAcceptsEarly<Prefilling> == std::array<bool, 11>{  false, false, false, false,  false, false, false,  false,  false,   true,  false});
+static_assert(kAcceptsEarly<Decoding>   == std::array<bool, 11>{  false, false, false, false,  true,  true,  false,  false,  false,   true,  false});
+static_assert(kAcceptsEarly<Preempted>  == std::array<bool, 11>{  false, false, false, false,  false, false, false,  false,  false,   false, false});
+static_assert(kAcceptsEarly<Leased>     == std::array<bool, 11>{  false, false, false, false,  false, false, false,  false,  false,   false, false});
+static_assert(kAcceptsEarly<Draining>   == std::array<bool, 11>{  false, false, false, false,  false, false, false,  false,  false,   false, false});
+static_assert(kAcceptsEarly<Finished>   == std::array<bool, 11>{  false, false, false, false,  false, false, false,  false,  false,   false, false});
 // clang-format on
 
 /// Applies an event to whichever state it is: each of them must accept it, with the same outcome.
@@ -147,8 +199,9 @@ auto next(std::variant<States...> &&state, Event &&event) {
 /// A state that is not given up (an lvalue) is not accepted.
 template <class State, class Event>
 concept AcceptsKept = requires(State &state, Event event) { Transition::apply(state, std::move(event)); };
-static_assert(!AcceptsKept<Queued, Admit> && !AcceptsKept<Decoding, Token> && !AcceptsKept<Decoding, Cancel>);
+static_assert(!AcceptsKept<Queued, Admit> && !AcceptsKept<Decoding, Token> && !AcceptsKept<Decoding, Cancel> &&
+              !AcceptsKept<Draining, Land>);
 static_assert(!std::copyable<Queued> && !std::copyable<Prefilling> && !std::copyable<Decoding> &&
-              !std::copyable<Preempted> && !std::copyable<Leased>);
+              !std::copyable<Preempted> && !std::copyable<Draining> && !std::copyable<Leased>);
 
 }  // namespace ts

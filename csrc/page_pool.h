@@ -35,6 +35,10 @@ class PagePool {
   int32_t num_idle() const { return once_.count + again_.count; }
   int32_t num_available() const { return num_blank_ + num_idle(); }  ///< what PrefixCache::allocate can give
 
+  /// Whether somebody has the page, and whether it may be written.
+  bool in_use(int32_t page) const { return state(page) == State::writable || state(page) == State::shared; }
+  bool writable(int32_t page) const { return state(page) == State::writable; }
+
   void check() const;  ///< asserts that pages are conserved and lists are whole; O(num_pages), for tests
 
  private:
@@ -74,6 +78,7 @@ class PagePool {
   void drop_ref(int32_t page);
 
   Frame &frame(int32_t page);
+  State state(int32_t page) const { return frames_.at(static_cast<size_t>(page)).state; }
   void push_blank(int32_t page);
   void push_idle(int32_t page);
   void unlink_idle(int32_t page);

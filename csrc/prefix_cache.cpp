@@ -70,12 +70,13 @@ void PrefixCache::remember(const PageHash &hash) {
 }
 
 SharedPage PrefixCache::seal(WritablePage &&page, const PageHash &hash, const PageHash &parent,
-                             std::span<const int32_t> tokens) {
+                             std::span<const int32_t> tokens, std::vector<WritablePage> *duplicates) {
   if (!enabled_) return pool_.seal(std::move(page), false);
   const int32_t twin = pages_.find(hash);
   if (twin != kNone) {
     TS_ASSERT(twin != page.id(), "a writable page is never indexed");
-    const WritablePage duplicate = std::move(page);  // freed here
+    WritablePage duplicate = std::move(page);  // freed here, unless
+    if (duplicates != nullptr) duplicates->push_back(std::move(duplicate));
     return pool_.take_shared(twin);
   }
   pages_.insert(page.id(), hash);

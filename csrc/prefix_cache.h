@@ -45,10 +45,10 @@ class PrefixCache {
   WritablePage allocate();
 
   /// `page` is full and `hash` names its content. Gives the page of that content from now on: `page` itself, or the
-  /// one that was indexed under this hash before, and then `page` is free. Its tokens and its parent's hash explain misses, if
-  /// they are given.
+  /// one that was indexed under this hash before, and then `page` is free, or goes to `duplicates`. Its tokens and its parent's hash
+  /// explain misses, if they are given.
   SharedPage seal(WritablePage &&page, const PageHash &hash, const PageHash &parent = {},
-                  std::span<const int32_t> tokens = {});
+                  std::span<const int32_t> tokens = {}, std::vector<WritablePage> *duplicates = nullptr);
 
   /// Why the page named `hash`, which continues `parent`, is not here. `at` counts from the page's first token: how many of
   /// `tokens` the page has in common with the one that was sealed last behind the same parent. If it is here after all, but other

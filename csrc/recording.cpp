@@ -11,10 +11,10 @@ namespace {
 constexpr int32_t kVersion = 2;
 
 /// The options that decide the schedule.
-constexpr std::array kScheduling = {&ts_engine_options::num_pages,    &ts_engine_options::token_budget,
-                                    &ts_engine_options::max_seqs,     &ts_engine_options::max_queue,
-                                    &ts_engine_options::prefix_cache, &ts_engine_options::max_draft,
-                                    &ts_engine_options::patience_ms,  &ts_engine_options::target_tpot_us};
+constexpr std::array kScheduling = {
+    &ts_engine_options::num_pages,   &ts_engine_options::token_budget,   &ts_engine_options::max_seqs,
+    &ts_engine_options::max_queue,   &ts_engine_options::prefix_cache,   &ts_engine_options::max_draft,
+    &ts_engine_options::patience_ms, &ts_engine_options::target_tpot_us, &ts_engine_options::overlap_schedule};
 
 std::span<const uint8_t> bytes_of(const void *data, int32_t size) {
   return {static_cast<const uint8_t *>(data), static_cast<size_t>(size)};

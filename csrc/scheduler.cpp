@@ -1,24 +1,16 @@
 #include "scheduler.h"
 
 #include <algorithm>
-#include <exception>
 #include <utility>
 
 #include "check.h"
 
 namespace ts {
 
-// ---- batch ----------------------------------------------------------------------------------------------------------
-
-Batch::~Batch() {
-  TS_ASSERT((running_.empty() && copies_.empty()) || std::uncaught_exceptions() > 0,
-            "a batch was dropped: its requests would never end");
-}
-
 // ---- schedule -------------------------------------------------------------------------------------------------------
 
 std::optional<Batch> Scheduler::schedule() {
-  TS_ASSERT(!in_flight_, "one batch at a time");
+  TS_ASSERT(num_in_flight() == 0, "one batch at a time, unless it is scheduled behind the other");
   const bool had_pages = grow_decodes();
   int32_t left = options_.token_budget - num_running();
   TS_ASSERT(left >= 0, "more sequences run than a step has tokens for");
@@ -29,9 +21,25 @@ std::optional<Batch> Scheduler::schedule() {
     return std::nullopt;
   }
   if (options_.max_draft > 0) draft(left);
-  fill_arrays();
-  in_flight_ = true;
-  return Batch(std::exchange(running_, {}), arrays_.view(), logit_rows_, cache_.take_copies(),
+  return make_batch();
+}
+
+/// Of all that run, as they are.
+Batch Scheduler::make_batch() {
+  BatchArrays *arrays = &arrays_;
+  std::vector<LogitRow> *logit_rows = &logit_rows_;
+  if (options_.ahead) {
+    BatchCopy &copy = *batch_copies_[std::exchange(next_copy_, 1 - next_copy_)];
+    for (int32_t r = 0; r < num_running(); ++r) {
+      const Running &seq = running(r);
+      copy.copy_row(r, arrays_.row(r), seq.admission, seq.context(), options_.groups, seq.begin(), options_.page_size);
+    }
+    arrays = &copy.arrays;
+    logit_rows = &copy.logit_rows;
+  }
+  fill_arrays(*arrays, *logit_rows);
+  (in_flight_[0] == nullptr ? in_flight_[0] : in_flight_[1]) = arrays;
+  return Batch(std::exchange(running_, {}), *arrays, *logit_rows, load_, cache_.take_copies(),
                std::exchange(fetch_, std::nullopt));
 }
 
@@ -73,10 +81,10 @@ void Scheduler::weigh_decodes() {
   load_ = {};
   num_decodes_ = num_prompt_tokens_ = 0;
   for (const Running &seq : running_) {
-    if (!std::holds_alternative<Decoding>(seq.state)) continue;
+    if (!seq.decodes()) continue;
     ++num_decodes_;
     ++load_.num_tokens;
-    load_.decode_keys += seq.sequence().num_tokens();
+    load_.decode_keys += seq.num_known();
   }
 }
 
@@ -115,24 +123,28 @@ int32_t Scheduler::prompt_chunk(int32_t most, int64_t position) {
 /// one of the tokens of the budget already.) False if it got less than it could use.
 bool Scheduler::grow_prefill(int32_t &left) {
   for (int32_t r = 0; r < num_running(); ++r) {
-    auto *prefilling = std::get_if<Prefilling>(&running(r).state);
-    if (prefilling == nullptr) continue;
-    PrefixCache &cache = cache_.of(prefilling->sequence().owner);
-    prefilling->adopt(cache, options_.token_budget / options_.page_size + 1, arrays_.row(r));
-    const int32_t wanted = std::min(left + 1, prefilling->num_remaining());
-    make_room(prefilling->sequence().owner, num_groups());
-    const int32_t room = prefilling->context().room(options_.groups, cache.pool().num_available(), options_.page_size);
-    const int32_t most = std::min(wanted, room - prefilling->num_computed());
-    const int32_t chunk = most <= 0 ? 0 : prompt_chunk(most, prefilling->num_computed());
+    Running &seq = running(r);
+    if (seq.decodes()) continue;
+    auto &prefilling = std::get<Prefilling>(seq.state);
+    PrefixCache &cache = cache_.of(prefilling.sequence().owner);
+    if (seq.num_ahead == 0) {
+      prefilling.adopt(cache, options_.token_budget / options_.page_size + 1, arrays_.row(r));
+    }
+    const int32_t begin = seq.begin(), remaining = prefilling.num_remaining() - seq.num_ahead;
+    const int32_t wanted = std::min(left + 1, remaining);
+    make_room(prefilling.sequence().owner, num_groups());
+    const int32_t room = prefilling.context().room(options_.groups, cache.pool().num_available(), options_.page_size);
+    const int32_t most = std::min(wanted, room - begin);
+    const int32_t chunk = most <= 0 ? 0 : prompt_chunk(most, begin);
     if (chunk <= 0) {
       TS_ASSERT(r == youngest(), "the youngest sequence is the one that is still prefilling");
       preempt(r);
       return false;
     }
-    prefilling->context().reserve(cache, prefilling->num_computed() + chunk, arrays_.row(r));
-    running(r).num_tokens = chunk;
+    prefilling.context().reserve(cache, begin + chunk, arrays_.row(r));
+    seq.num_tokens = chunk;
     left -= chunk - 1;
-    return chunk == prefilling->num_remaining();  // at most one sequence is in the middle of its prefill
+    return chunk == remaining;  // at most one sequence is in the middle of its prefill
   }
   return true;
 }
@@ -168,7 +180,8 @@ bool Scheduler::admit_one(int32_t &left) {
   const Sequence &sequence = next_waiting();
   Prefix prefix;
   int32_t owner = choose_owner(sequence, prefix);
-  while (owner < 0 && running_.empty() && end_soonest_leases()) owner = choose_owner(sequence, prefix);
+  const bool alone = running_.empty() && num_in_flight() == 0;
+  while (owner < 0 && alone && end_soonest_leases()) owner = choose_owner(sequence, prefix);
   if (owner < 0) return false;
   if (!prefix.away.empty()) {
     fetch(sequence, owner, std::move(prefix));
@@ -192,7 +205,7 @@ bool Scheduler::admit_one(int32_t &left) {
   const int32_t chunk = prompt_chunk(std::min(left, state.num_remaining()), state.num_computed());
   state.context().reserve(cache_.of(owner), state.num_computed() + chunk, row);
   left = chunk < state.num_remaining() ? 0 : left - chunk;  // at most one is in the middle of its prefill
-  Running seq{std::move(state), chunk};
+  Running seq{std::move(state), chunk, {}, ++num_admissions_};
   reserve_one(seq);
   if (r == num_running()) {
     running_.push_back(std::move(seq));
@@ -240,6 +253,7 @@ int32_t Scheduler::choose_owner(const Sequence &sequence, Prefix &prefix) {
 
 /// The r-th sequence waits to resume, as the next: it is younger than all that run, and older than all that were preempted.
 void Scheduler::preempt(int32_t r) {
+  TS_ASSERT(num_in_flight() == 0, "what a batch in flight reads is not preempted");
   Preempted preempted = next(std::move(running(r).state), Preempt{});
   TS_ASSERT(preempted_.empty() || preempted_.front().sequence().turn > preempted.sequence().turn,
             "a running sequence was admitted before those that were preempted");
@@ -250,47 +264,69 @@ void Scheduler::preempt(int32_t r) {
 
 // ---- commit ---------------------------------------------------------------------------------------------------------
 
-void Scheduler::commit(Batch &&batch, std::span<Outcome> outcomes, int64_t took_ns) {
-  TS_ASSERT(in_flight_ && batch.arrays_ == &arrays_.view(), "this is not the batch in flight");
-  TS_ASSERT(static_cast<int32_t>(outcomes.size()) == batch.num_logits(), "every row of logits has an outcome");
+void Scheduler::commit(Batch &&batch, std::span<Outcome> outcomes, int64_t took_ns, Batch *younger) {
+  begin_commit(batch, outcomes, took_ns, younger);
+  if (younger != nullptr) return commit_behind(batch, outcomes, *younger);
+  land(batch);
   running_ = std::exchange(batch.running_, {});
-  in_flight_ = false;
-  if (batch.copies_.empty()) cost_.learn(load_, took_ns);
   end_copies(batch);  // first: who fails makes others forget what has just come back
-  size_t next_outcome = 0;
-  for (int32_t r = 0; r < num_running(); ++r) advance(r, outcomes, next_outcome);
-  TS_ASSERT(next_outcome == outcomes.size(), "every outcome has a sequence");
+  size_t next = 0;
+  for (int32_t r = 0; r < num_running(); ++r) {
+    Running &seq = running(r);
+    size_t num_rows = 0;
+    if (seq.num_tokens == 0) [[unlikely]] {  // it ended after it was scheduled: its row of logits is nobody's
+      next += next < batch.logit_rows_.size() && batch.logit_rows_[next].running == r ? 1 : 0;
+      continue;
+    }
+    if (seq.wants_logits()) num_rows = static_cast<size_t>(seq.draft.size) + 1;
+    advance(seq, arrays_.row(r), seq.num_tokens, outcomes.subspan(next, num_rows), nullptr);
+    if (seq.leaving != Leaving::no) leave(seq);
+    next += num_rows;
+  }
+  TS_ASSERT(next == outcomes.size(), "every outcome has a sequence");
+  recycle(batch);
   remove_ended();
 }
 
-/// Moves one sequence on by what the step has computed of it.
-void Scheduler::advance(int32_t r, std::span<Outcome> outcomes, size_t &next_outcome) {
-  Running &seq = running(r);
-  const std::span<int32_t> row = arrays_.row(r);
-  PrefixCache &cache = cache_.of(seq.sequence().owner);
-  if (!seq.wants_logits()) {
-    auto &prefilling = std::get<Prefilling>(seq.state);
-    seq.state = Transition::apply(std::move(prefilling), Chunk{cache, row, seq.num_tokens});
-    return;
-  }
-  const size_t num_rows = static_cast<size_t>(seq.draft.size) + 1;
-  append(r, outcomes.subspan(next_outcome, num_rows));
-  next_outcome += num_rows;
+/// The older of the batches in flight is in flight no more.
+void Scheduler::begin_commit(const Batch &batch, std::span<const Outcome> outcomes, int64_t took_ns,
+                             const Batch *younger) {
+  TS_ASSERT(batch.arrays_ == in_flight_[0] && (younger == nullptr ? nullptr : younger->arrays_) == in_flight_[1],
+            "these are not the batches in flight, the older first");
+  TS_ASSERT(static_cast<int32_t>(outcomes.size()) == batch.num_logits(), "every row of logits has an outcome");
+  in_flight_ = {in_flight_[1], nullptr};
+  if (batch.copies_.empty()) cost_.learn(batch.load_, took_ns);
+}
+
+/// Moves one sequence on by what a step has computed of it: `num_tokens`, and its rows of logits.
+void Scheduler::advance(Running &seq, std::span<int32_t> row, int32_t num_tokens, std::span<Outcome> outcomes,
+                        Batch *younger) {
+  if (!outcomes.empty()) return append(seq, row, outcomes, younger);
+  auto &prefilling = std::get<Prefilling>(seq.state);
+  PrefixCache &cache = cache_.of(prefilling.sequence().owner);
+  seq.state = Transition::apply(std::move(prefilling),
+                                Chunk{cache, row, num_tokens, younger == nullptr ? nullptr : &younger->duplicates_});
 }
 
 /// Appends what sampling gave: the next token, and those behind it that were drafted.
-void Scheduler::append(int32_t r, std::span<Outcome> outcomes) {
-  Running &seq = running(r);
+void Scheduler::append(Running &seq, std::span<int32_t> row, std::span<Outcome> outcomes, Batch *younger) {
   counters_.num_drafted_tokens += outcomes.size() - 1;
   for (size_t i = 0; i < outcomes.size(); ++i) {
+    PrefixCache &cache = cache_.of(seq.sequence().owner);
     if (!outcomes[i].error.empty()) {
-      finish(next(std::move(seq.state), Fail{cache_.of(seq.sequence().owner), std::move(outcomes[i].error)}));
+      Fail event{cache, std::move(outcomes[i].error)};
+      if (younger == nullptr) {
+        finish(next(std::move(seq.state), std::move(event)));
+      } else {
+        finish(next(std::move(seq.state), Early<Fail>{std::move(event)}), *younger);
+      }
       seq.num_tokens = 0;
       return;
     }
     const int32_t token = outcomes[i].token;
     const bool goes_on = seq.goes_on(static_cast<int32_t>(i), token);
-    Decoding decoding = next(std::move(seq.state), Token{cache_.of(seq.sequence().owner), arrays_.row(r), token});
+    Token event{cache, row, token, younger == nullptr ? nullptr : &younger->duplicates_};
+    Decoding decoding = next(std::move(seq.state), std::move(event));
     ++counters_.num_output_tokens;
     FairQueue::charge_output(decoding.sequence());
     counters_.num_accepted_tokens += i > 0 ? 1 : 0;
@@ -300,7 +336,7 @@ void Scheduler::append(int32_t r, std::span<Outcome> outcomes) {
       counters_.num_restored_tokens += static_cast<uint64_t>(sequence.num_restored);
     }
     if (const std::optional<ts_finish> why = sequence.finish()) {
-      stop(std::move(decoding), *why);
+      stop(std::move(decoding), *why, younger);
       seq.num_tokens = 0;
       return;
     }
@@ -311,32 +347,40 @@ void Scheduler::append(int32_t r, std::span<Outcome> outcomes) {
 }
 
 /// Its last token has ended it. Its session, if it has one, keeps its pages for a while.
-void Scheduler::stop(Decoding &&decoding, ts_finish why) {
+void Scheduler::stop(Decoding &&decoding, ts_finish why, Batch *younger) {
   const Sequence &sequence = decoding.sequence();
   remember(sequence);
-  if (sequence.lease_ms == 0 || !options_.prefix_cache) {
-    finish(Transition::apply(std::move(decoding), Stop{why}));
-    return;
-  }
   Leases &leases = leases_of_[static_cast<size_t>(sequence.owner)];
-  Paused paused = Transition::apply(std::move(decoding), Pause{why, now_ms_ + sequence.lease_ms});
-  finish(std::move(paused.finished));
-  leases.add(std::move(paused.leased));
+  const Pause pause{why, now_ms_ + sequence.lease_ms};
+  if (sequence.lease_ms == 0 || !options_.prefix_cache) {
+    if (younger == nullptr) return finish(Transition::apply(std::move(decoding), Stop{why}));
+    return finish(Transition::apply(std::move(decoding), Early<Stop>{{why}}), *younger);
+  }
+  if (younger == nullptr) {
+    Paused paused = Transition::apply(std::move(decoding), Pause{pause});
+    finish(std::move(paused.finished));
+    leases.add(std::move(paused.leased));
+  } else {
+    Drained drained = Transition::apply(std::move(decoding), Early<Pause>{pause});
+    leases.add(std::move(*drained.leased));
+    finish(std::move(drained), *younger);
+  }
   while (leases.num_pages() > options_.num_pages / 2) leases.end_soonest();
 }
 
 void Scheduler::fail(Batch &&batch, const std::string &message) {
-  TS_ASSERT(in_flight_ && batch.arrays_ == &arrays_.view(), "this is not the batch in flight");
+  TS_ASSERT(batch.arrays_ == in_flight_[0] && in_flight_[1] == nullptr, "this is not the batch in flight");
+  in_flight_ = {};
+  land(batch);
   running_ = std::exchange(batch.running_, {});
-  in_flight_ = false;
-  for (PageCopy &copy : batch.copies_) copy.state = PageCopy::State::ordered;  // nobody knows how far it came
-  batch.fetch_.reset();
-  cache_.end_copies(std::move(batch.copies_));
+  give_up_copies(batch);
   for (Running &seq : running_) {
+    if (seq.num_tokens == 0) continue;
     PrefixCache &cache = cache_.of(seq.sequence().owner);
     finish(next(std::move(seq.state), Fail{cache, message}));
     seq.num_tokens = 0;
   }
+  recycle(batch);
   remove_ended();
 }
 

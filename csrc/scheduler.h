@@ -1,21 +1,22 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
-#include <variant>
 #include <vector>
 
 #include "batch.h"
+#include "batch_copy.h"
 #include "cache_parts.h"
-#include "check.h"
 #include "events.h"
 #include "fair_queue.h"
 #include "fetch.h"
 #include "leases.h"
+#include "scheduled_batch.h"
 #include "states.h"
 #include "step_cost.h"
 
@@ -37,9 +38,11 @@ struct SchedulerOptions {
   /// Tokens of one sequence that a step may guess; Draft::kMost at most. None with a recurrent group: a state cannot be taken
   /// back to before what was guessed wrong.
   int32_t max_draft = 0;
-  bool drafts_at_any_cost = false;       ///< as if tokens beside the first took no time
-  Generations::Options earlier = {};     ///< what is kept of earlier requests for drafts, if there are drafts
-  std::span<int32_t> batch_memory = {};  ///< where the batch arrays lie: see BatchArrays
+  bool drafts_at_any_cost = false;    ///< as if tokens beside the first took no time
+  Generations::Options earlier = {};  ///< what is kept of earlier requests for drafts, if there are drafts
+  bool ahead = false;                 ///< a step may be scheduled while the one before it runs
+  std::span<int32_t> batch_memory =
+      {};  ///< where the batch arrays lie: see BatchArrays; with `ahead` those of two batches
 };
 
 /// Sums since the start.
@@ -58,118 +61,6 @@ struct SchedulerCounters {
   uint64_t num_pages_broken = 0;     ///< that could not be, or came back changed
 };
 
-/// A row of logits: of the sequence that is the running-th of the step, `ahead` tokens behind its last.
-struct LogitRow {
-  int32_t running;
-  int32_t ahead;  ///< 0, or that many tokens of its draft lie between
-};
-
-/// What sampling made of one row of logits: a token, or an error that ends the request. It counts if the row has ahead = 0, or
-/// the row before counts and Batch::goes_on there.
-struct Outcome {
-  static constexpr int32_t kNone = -1, kNotSampled = -2;
-  int32_t token = kNone;  ///< with an error: kNone, or kNotSampled if that is the machine's, which need not come again
-  std::string error;
-};
-
-class Scheduler;
-
-/// A step in flight: its arrays, and the running sequences with every page that the step reads or writes. As long as
-/// it lives, nothing else can reach these pages. It ends in Scheduler::commit or Scheduler::fail, once.
-class Batch {
- public:
-  Batch(Batch &&) noexcept = default;
-  Batch &operator=(Batch &&) = delete;
-  Batch(const Batch &) = delete;
-  Batch &operator=(const Batch &) = delete;
-  ~Batch();
-
-  const ts_batch &arrays() const { return *arrays_; }
-  int32_t num_logits() const { return arrays_->num_logits; }
-
-  /// The sequence of which the `logit`-th row of logits decides a token: its next, or one further `ahead`.
-  const Sequence &sequence(int32_t logit) const;
-  const Sequence &running(int32_t row) const { return running_[static_cast<size_t>(row)].sequence(); }
-  bool decodes(int32_t row) const { return std::holds_alternative<Decoding>(running_[static_cast<size_t>(row)].state); }
-  int32_t ahead(int32_t logit) const;
-
-  /// Whether the row behind this one counts if this one gives `token`: it was drafted, and does not end the sequence.
-  bool goes_on(int32_t logit, int32_t token) const;
-
-  /// To be made in this order before the step is run, which reads and overwrites these pages; what makes one sets its state. A step
-  /// may consist of nothing else: then it has no tokens, and is not run.
-  std::span<PageCopy> copies() { return copies_; }
-  std::span<const PageCopy> copies() const { return copies_; }
-
- private:
-  friend class Scheduler;
-
-  struct Running {
-    std::variant<Prefilling, Decoding> state;
-    int32_t num_tokens = 0;  // of this step, the draft's among them; 0: ended, to be removed
-    Draft draft = {};
-
-    const Sequence &sequence() const;
-    const Context &context() const;
-    Context &context();
-    int32_t num_computed() const;
-    bool wants_logits() const { return num_computed() + num_tokens >= sequence().num_tokens(); }
-    bool wants_pages(int32_t page_size) const;  // of each group one, before its last token
-    bool goes_on(int32_t ahead, int32_t token) const;
-  };
-
-  Batch(std::vector<Running> &&running, const ts_batch &arrays, std::span<const LogitRow> logit_rows,
-        std::vector<PageCopy> &&copies, std::optional<Fetch> &&fetch)
-      : running_(std::move(running)),
-        arrays_(&arrays),
-        logit_rows_(logit_rows),
-        copies_(std::move(copies)),
-        fetch_(std::move(fetch)) {}
-
-  std::vector<Running> running_;  // [num_seqs]: a sequence's index is its row of the page table
-  const ts_batch *arrays_;
-  std::span<const LogitRow> logit_rows_;  // [num_logits] a sequence's in order
-  std::vector<PageCopy> copies_;
-  std::optional<Fetch> fetch_;  // what the copies bring back
-};
-
-inline const Sequence &Batch::Running::sequence() const {
-  return std::visit([](const auto &s) -> const Sequence & { return s.sequence(); }, state);
-}
-
-inline const Context &Batch::Running::context() const {
-  return std::visit([](const auto &s) -> const Context & { return s.context(); }, state);
-}
-
-inline Context &Batch::Running::context() {
-  return std::visit([](auto &s) -> Context & { return s.context(); }, state);
-}
-
-inline bool Batch::Running::goes_on(int32_t ahead, int32_t token) const {
-  return ahead < draft.size && draft.tokens[static_cast<size_t>(ahead)] == token && !sequence().stops_at(token);
-}
-
-inline bool Batch::Running::wants_pages(int32_t page_size) const {
-  const int32_t most = num_pages_for(sequence().num_prompt + sequence().max_tokens - 1, page_size);
-  return context().num_pages() < most;
-}
-
-inline const Sequence &Batch::sequence(int32_t logit) const {
-  TS_ASSERT(logit >= 0 && logit < num_logits(), "the step has no such row of logits");
-  return running_[static_cast<size_t>(logit_rows_[static_cast<size_t>(logit)].running)].sequence();
-}
-
-inline int32_t Batch::ahead(int32_t logit) const { return logit_rows_[static_cast<size_t>(logit)].ahead; }
-
-inline bool Batch::goes_on(int32_t logit, int32_t token) const {
-  const auto [index, ahead] = logit_rows_[static_cast<size_t>(logit)];
-  return running_[static_cast<size_t>(index)].goes_on(ahead, token);
-}
-
-inline int32_t Batch::Running::num_computed() const {
-  return std::visit([](const auto &s) { return s.num_computed(); }, state);
-}
-
 /// Decides what each step computes: continuous batching under a token budget, decodes first, then prefills in chunks,
 /// in the order of FairQueue; the prefix cache; preemption of the youngest (which was admitted last) when pages run out.
 ///
@@ -178,6 +69,10 @@ inline int32_t Batch::Running::num_computed() const {
 ///
 /// A pure function of its state and of the calls it gets: no clock, no thread, no device. Between schedule() and
 /// commit() the running sequences are the batch's. A step costs O(sequences in the batch + pages they cross).
+///
+/// With `ahead` a second batch may be scheduled behind the one in flight, as if that gave every sequence its tokens and ended none but
+/// those that have all they asked for. Where more than that must be known first (Scheduler::may_go_ahead) the next step is scheduled
+/// after the commit, as without.
 ///
 /// Every running sequence was admitted before every one that was preempted, and has a token in every step: at most min(max_seqs,
 /// token_budget) run, and of these at most one, the youngest, has more prompt left than a step holds. Who was preempted resumes
@@ -207,25 +102,34 @@ class Scheduler {
   /// The request fits the pool and the context (make_sequence has checked), and its id is not live. It came `waited_ms` ago.
   void submit(std::unique_ptr<Sequence> sequence, int64_t waited_ms = 0);
 
-  /// Ends a request in any state; unknown ids are ignored. O(live requests). Not while a batch is in flight.
-  void cancel(uint64_t id);
-  void cancel_all();
+  /// Ends a request in any state; unknown ids are ignored. O(live requests). One that is in the batch in flight, which must then be
+  /// told, ends when that is committed. Not while two are in flight.
+  void cancel(uint64_t id, Batch *in_flight = nullptr);
+  void cancel_all(Batch *in_flight = nullptr);
 
-  /// The time of what follows, from any origin. It may jump; backwards it has no effect. Ends what is past its deadline. Not while
-  /// a batch is in flight.
-  void set_time(int64_t now_ms);
+  /// The time of what follows, from any origin. It may jump; backwards it has no effect. Ends what is past its deadline, as cancel
+  /// does.
+  void set_time(int64_t now_ms, Batch *in_flight = nullptr);
 
   /// Gives up what sessions have left for their next turns.
   void end_leases();
 
-  /// The next step, or nothing if there is nothing to do. One batch may be in flight.
+  /// The next step, or nothing if there is nothing to do. No batch is in flight.
   std::optional<Batch> schedule();
 
-  /// The step's copies have been made, and it has run: outcomes[i] is what sampling made of the i-th row of logits. It took so long; 0: nobody knows.
-  void commit(Batch &&batch, std::span<Outcome> outcomes, int64_t took_ns = 0);
+  /// The step behind the only one in flight, which hands on the sequences that go on. Nothing, and nothing has changed, if there is
+  /// nothing to do or more must be known first.
+  std::optional<Batch> schedule_ahead(Batch &older);
+
+  /// The step's copies have been made, and it has run: outcomes[i] is what sampling made of the i-th row of logits; of one that nobody
+  /// wants it is not looked at. It took so long; 0: nobody knows. `younger`: the batch behind it, if there is one.
+  void commit(Batch &&batch, std::span<Outcome> outcomes, int64_t took_ns = 0, Batch *younger = nullptr);
 
   /// The step could not be run: every sequence in it ends with this message, and nothing of them is found again.
   void fail(Batch &&batch, const std::string &message);
+
+  /// Nor will the one behind it be, where who was not in `batch` stays as it was.
+  void fail(Batch &&batch, Batch &&younger, const std::string &message);
 
   /// Requests that have ended since the last call, in `into`, whose memory is reused.
   void take_finished(std::vector<Finished> &into);
@@ -238,14 +142,17 @@ class Scheduler {
   int32_t num_leases() const;
   const SchedulerCounters &counters() const { return counters_; }
 
-  void check() const;  ///< asserts every invariant that can be seen between steps; O(pages), for tests
+  /// Asserts every invariant that can be seen between steps, or with one batch in flight; O(pages), for tests.
+  void check(const Batch *in_flight = nullptr) const;
 
  private:
   using Running = Batch::Running;
+  using Leaving = Batch::Leaving;
 
   template <class Wanted, class Why>
   void end_waiting(const Wanted &wanted, const Why &why);
-  void time_out();
+  void time_out(Batch *in_flight);
+  static TimeOut time_out_of(const Sequence &sequence);
   bool make_room(int32_t owner, int32_t num_pages);
   bool end_soonest_leases();
   int32_t fitting(int32_t most, int64_t position) const;
@@ -263,21 +170,39 @@ class Scheduler {
   void fetch(const Sequence &sequence, int32_t owner, Prefix &&prefix);
   Miss why_missed(const Sequence &sequence, int32_t owner, int32_t num_found);
   void end_copies(Batch &batch);
+  void give_up_copies(Batch &batch);
   void reserve_one(const Running &seq);
   int32_t make_row(int32_t owner);
   void move_row(int32_t from, int32_t to);
   void weigh_decodes();
-  void fill_arrays();
-  void advance(int32_t r, std::span<Outcome> outcomes, size_t &next_outcome);
-  void append(int32_t r, std::span<Outcome> outcomes);
-  void stop(Decoding &&decoding, ts_finish why);
+  Batch make_batch();
+  void fill_arrays(BatchArrays &arrays, std::vector<LogitRow> &logit_rows);
+  void begin_commit(const Batch &batch, std::span<const Outcome> outcomes, int64_t took_ns, const Batch *younger);
+  void advance(Running &seq, std::span<int32_t> row, int32_t num_tokens, std::span<Outcome> outcomes, Batch *younger);
+  void append(Running &seq, std::span<int32_t> row, std::span<Outcome> outcomes, Batch *younger);
+  void stop(Decoding &&decoding, ts_finish why, Batch *younger);
   void finish(Finished &&finished);
+  void finish(Drained &&drained, Batch &younger);
   void preempt(int32_t r);
   int32_t youngest() const;
   void remove(int32_t r);
   void remove_ended();
-  void set_slots(int32_t r, int32_t first_token);
+  void set_slots(BatchArrays &arrays, int32_t r, int32_t first_token);
+
+  // With two batches in flight: scheduler_ahead.cpp.
+  void make_batch_copies();
+  static bool goes_on(const Running &seq);
+  bool may_go_ahead(const Batch &older);
+  bool may_go_ahead(const Running &prefill, int32_t num_available);
+  void take_over(Batch &older);
+  void grow_taken_over();
+  void commit_behind(Batch &batch, std::span<Outcome> outcomes, Batch &younger);
+  void leave(Running &seq);
+  void land(Batch &batch);
+  void recycle(Batch &batch);
+  void check_in_flight(const Batch &batch) const;
   int32_t num_groups() const { return static_cast<int32_t>(options_.groups.size()); }
+  int32_t num_in_flight() const { return (in_flight_[0] != nullptr ? 1 : 0) + (in_flight_[1] != nullptr ? 1 : 0); }
   Running &running(int32_t r) { return running_[static_cast<size_t>(r)]; }
 
   SchedulerOptions options_;
@@ -290,17 +215,25 @@ class Scheduler {
   std::vector<int32_t> num_running_of_;  // each owner
   std::vector<int32_t> reserved_of_;  // each owner: pages that those that run already may still want, one a group each
   std::vector<LogitRow> logit_rows_;
+  std::array<std::unique_ptr<BatchCopy>, 2> batch_copies_;  // with `ahead`: of batches in flight, in turn
+  size_t next_copy_ = 0;
+  std::array<const BatchArrays *, 2> in_flight_{};  // the batches in flight, the older first
+  uint64_t num_admissions_ = 0;
+  // Memory of batches that were committed.
+  std::vector<Running> spare_running_;
+  std::vector<Batch::Passed> spare_passed_;
+  std::vector<int32_t> spare_row_;   // [num_groups, max_pages] of who has no row of the page table any more
+  std::vector<int32_t> missing_of_;  // each owner: pages that the step ahead takes for decodes
   Generations earlier_;
   std::vector<Finished> finished_;
   SchedulerCounters counters_;
   StepCost cost_;
-  StepLoad load_;                  // of the step that is put together, or in flight
+  StepLoad load_;                  // of the step that is put together
   int32_t num_decodes_ = 0;        // in it
   int32_t num_prompt_tokens_ = 0;  // in it
   uint64_t next_arrival_ = 0;
   int64_t now_ms_ = 0;
-  int64_t next_deadline_ms_ = kNever;  // of those that live, or earlier
-  bool in_flight_ = false;
+  int64_t next_deadline_ms_ = kNever;       // of those that live, or earlier
   const bool checkpoints_;                  // there are recurrent groups, and what they leave can be found again
   std::optional<uint64_t> short_of_pages_;  // arrival of who did not fit, where nothing has changed that
   std::optional<Fetch> fetch_;              // of the step that is put together

@@ -61,46 +61,47 @@ void Scheduler::remove_ended() {
   }
 }
 
-void Scheduler::fill_arrays() {
+void Scheduler::fill_arrays(BatchArrays &arrays, std::vector<LogitRow> &logit_rows) {
   int32_t num_tokens = 0;
   for (const Running &seq : running_) num_tokens += seq.num_tokens;
-  arrays_.clear(num_tokens);
-  logit_rows_.clear();
+  arrays.clear(num_tokens);
+  logit_rows.clear();
   for (int32_t r = 0; r < num_running(); ++r) {
     const Running &seq = running(r);
     const Sequence &sequence = seq.sequence();
-    const int32_t begin = seq.num_computed();
+    const int32_t begin = seq.begin();
     const int32_t end = begin + seq.num_tokens;
-    const int32_t known = sequence.num_tokens();
+    const int32_t said = sequence.num_tokens(), known = seq.num_known();
     TS_ASSERT(seq.num_tokens >= 1 && end <= known + seq.draft.size, "every running sequence has tokens in every step");
-    const int32_t first_token = arrays_.num_tokens();
-    arrays_.add_sequence(end);
+    const int32_t first_token = arrays.num_tokens();
+    arrays.add_sequence(end);
     for (int32_t p = begin; p < end;) {
       const WritablePage &page = seq.context().open_page(options_.groups, 0, p, options_.page_size);
       int32_t offset = p % options_.page_size;
       for (; p < end && offset < options_.page_size; ++p) {
-        const int32_t token =
-            p < known ? sequence.tokens[static_cast<size_t>(p)] : seq.draft.tokens[static_cast<size_t>(p - known)];
-        arrays_.add_token(token, p, page.slot(offset++));
+        const int32_t token = p < said    ? sequence.tokens[static_cast<size_t>(p)]
+                              : p < known ? BatchArrays::kToCome
+                                          : seq.draft.tokens[static_cast<size_t>(p - known)];
+        arrays.add_token(token, p, page.slot(offset++));
         if (p < known - 1) continue;
-        arrays_.want_logits();
-        logit_rows_.push_back({r, p - (known - 1)});
+        arrays.want_logits();
+        logit_rows.push_back({r, p - (known - 1)});
       }
     }
-    if (num_groups() > 1) set_slots(r, first_token);
+    if (num_groups() > 1) set_slots(arrays, r, first_token);
   }
 }
 
 /// Of the r-th sequence's tokens, the first of which is `first_token` of the step, in the groups behind the first.
-void Scheduler::set_slots(int32_t r, int32_t first_token) {
+void Scheduler::set_slots(BatchArrays &arrays, int32_t r, int32_t first_token) {
   const Running &seq = running(r);
-  const int32_t begin = seq.num_computed(), end = begin + seq.num_tokens, page_size = options_.page_size;
+  const int32_t begin = seq.begin(), end = begin + seq.num_tokens, page_size = options_.page_size;
   for (int32_t g = 1; g < num_groups(); ++g) {
     int32_t token = first_token;
     for (int32_t p = begin; p < end;) {
       const WritablePage &page = seq.context().open_page(options_.groups, static_cast<size_t>(g), p, page_size);
       for (const int32_t stop = std::min(end, (p / page_size + 1) * page_size); p < stop; ++p) {
-        arrays_.set_slot(g, token++, page.slot(p % page_size));
+        arrays.set_slot(g, token++, page.slot(p % page_size));
       }
     }
   }

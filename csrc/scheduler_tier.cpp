@@ -42,4 +42,11 @@ void Scheduler::end_copies(Batch &batch) {
   cache_.end_copies(std::move(batch.copies_));
 }
 
+/// The step could not be run: nobody knows how far its copies came.
+void Scheduler::give_up_copies(Batch &batch) {
+  for (PageCopy &copy : batch.copies_) copy.state = PageCopy::State::ordered;
+  batch.fetch_.reset();
+  cache_.end_copies(std::move(batch.copies_));
+}
+
 }  // namespace ts

@@ -1,12 +1,14 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "check.h"
 #include "context.h"
 #include "prefix_cache.h"
 #include "request.h"
@@ -102,6 +104,26 @@ class Finished {
   int32_t num_restored_;
   Miss miss_;
   std::string message_;
+};
+
+/// The pages of a request that has ended while the youngest batch in flight has it still, which reads and writes them for nothing.
+/// Nobody else has them until that batch is committed: dropping them before is a bug of the engine.
+class Draining {
+ public:
+  Draining(Draining &&other) noexcept : context_(std::move(other.context_)), held_(std::exchange(other.held_, false)) {}
+  Draining &operator=(Draining &&) = delete;
+  Draining(const Draining &) = delete;
+  Draining &operator=(const Draining &) = delete;
+  ~Draining() {
+    TS_ASSERT(!held_ || std::uncaught_exceptions() > 0, "pages were given back that a batch in flight reads");
+  }
+
+ private:
+  friend class Transition;
+  explicit Draining(Context context) : context_(std::move(context)) {}
+
+  Context context_;
+  bool held_ = true;
 };
 
 /// What a session's last request leaves for its next one: its sealed pages, which nobody evicts for as long as this lives.

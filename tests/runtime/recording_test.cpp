@@ -126,6 +126,17 @@ TEST_F(Recording, SoIsOneOfSeveralCacheGroups) {
   EXPECT_NE(difference(file_, options), "");
 }
 
+TEST_F(Recording, SoIsOneWhoseStepsAreScheduledAhead) {
+  EngineOptions options = roomless();
+  options.scheduler.max_draft = 0;
+  options.scheduler.ahead = true;
+  record(eventful, 49, options);
+  EXPECT_EQ(difference(file_, options), "");
+  EXPECT_GT(stats_.num_preemptions, 0);
+  options.scheduler.num_pages = 30;
+  expect_in(difference(file_, options), {"step ", " differs: "});
+}
+
 TEST_F(Recording, AnEventfulRunIsTheSameAgain) {
   record(eventful, 49);
   std::map<int32_t, int> ends;
@@ -290,27 +301,32 @@ TEST_F(Recording, SurvivesItsProcess) {
 TEST_F(Recording, AnEngineThatStartedOverIsTheSameAgain) {
   if (!allocations::kReplaced) GTEST_SKIP() << "a sanitizer has its own operator new";
   int num_restarts = 0;
-  for (int pass = 0; pass < 60; ++pass) {
+  for (int pass = 0; pass < 120; ++pass) {
     const std::string file = folder_ / std::to_string(pass);
+    EngineOptions options = roomless();
+    options.scheduler.ahead = pass % 2 == 1;
+    if (options.scheduler.ahead) options.scheduler.max_draft = 0;
     std::map<uint64_t, int32_t> finishes;
     {
-      ToyRun run(roomless(), recording(file), [pass](uint64_t step, EngineCore &core) {
+      ToyRun run(options, recording(file), [](uint64_t step, EngineCore &core) {
         if (step < 10) core.submit(request(step + 1).abi());
-        if (step != 10) return;
-        allocations::num_to_pass = pass;
-        allocations::num_to_fail = 1;
       });
+      run.on_sample = [pass](uint64_t step) {
+        if (step != 10) return;
+        allocations::num_to_pass = pass / 2;
+        allocations::num_to_fail = 1;
+      };
       run.core.submit(request(1).abi());
       run.collect(10);
       finishes = run.finishes;
       num_restarts += run.message.find("start over") != std::string::npos ? 1 : 0;
     }
-    ToyRun again(roomless(), replaying(file));
+    ToyRun again(options, replaying(file));
     again.collect(SIZE_MAX);
     ASSERT_EQ(again.core.failure(), "") << pass;
     ASSERT_EQ(again.finishes, finishes) << pass;
   }
-  EXPECT_GT(num_restarts, 5);
+  EXPECT_GT(num_restarts, 10);
 }
 
 TEST_F(Recording, TheRunGoesOnWithoutItsTrace) {

@@ -305,7 +305,7 @@ TEST(SchedulerDeathTest, ABatchEndsExactlyOnce) {
         auto batch = scheduled(h);
         h.scheduler.cancel(1);
       },
-      "in flight cannot be cancelled");
+      "the batch in flight must be told");
   EXPECT_DEATH(
       {
         Harness h(o);
@@ -313,7 +313,7 @@ TEST(SchedulerDeathTest, ABatchEndsExactlyOnce) {
         h.scheduler.commit(std::move(*batch), outcomes);
         h.scheduler.commit(std::move(*batch), outcomes);  // NOLINT(bugprone-use-after-move)
       },
-      "not the batch in flight");
+      "not the batches in flight");
 }
 
 // ---- cost -----------------------------------------------------------------------------------------------------------

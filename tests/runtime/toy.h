@@ -127,53 +127,120 @@ inline Result solo(const Request &request, const ts::EngineOptions &options) {
   }
 }
 
-/// Scheduler, toy model and sampler in one thread.
+/// Scheduler, toy model and sampler in one thread. With SchedulerOptions::ahead each step is scheduled before the one that is in
+/// flight runs, where the scheduler does that.
 class Harness {
  public:
   explicit Harness(const ts::EngineOptions &options)
       : options_(options), scheduler(options.scheduler), model_(options), sampler_(options.vocab_size) {}
+
+  ~Harness() {
+    if (flight_) scheduler.fail(std::move(flight_->batch), "the test is over");
+  }
+  Harness(const Harness &) = delete;
+  Harness &operator=(const Harness &) = delete;
 
   void submit(const Request &request) {
     results[request.id] = {};
     scheduler.submit(ts::make_sequence(request.abi(), ts::limits_of(options_)));
   }
 
+  void cancel(uint64_t id) { scheduler.cancel(id, in_flight()); }
+
   void set_time(int64_t now) {
     now_ms = std::max(now_ms, now);
-    scheduler.set_time(now);
+    scheduler.set_time(now, in_flight());
   }
 
   /// False if there was nothing to do. `check`: assert the scheduler's invariants after the step.
   bool step(bool check = true) {
-    auto batch = scheduler.schedule();
-    if (batch) {
-      if (on_batch) on_batch(*batch);
-      last_num_tokens = batch->arrays().num_tokens;
-      last_num_seqs = batch->arrays().num_seqs;
-      last_num_copies = batch->copies().size();
-      copy(*batch);
-      const ts::Logits logits = last_num_tokens > 0 ? model_.run(batch->arrays()) : ts::Logits{};
-      outcomes_.clear();
-      bool counts = true;
-      for (int32_t i = 0; i < batch->num_logits(); ++i) {
-        counts = counts || batch->ahead(i) == 0;
-        if (!counts) {
-          outcomes_.emplace_back();
-          continue;
-        }
-        const ts::Sequence &s = batch->sequence(i);
-        ts::Sampled sampled =
-            sampler_.sample({logits.data + i * logits.stride, static_cast<size_t>(options_.vocab_size)}, s.sampling,
-                            s.counts.counts(), static_cast<uint64_t>(s.num_outputs() + batch->ahead(i)));
-        counts = sampled.error.empty() && batch->goes_on(i, sampled.token);
-        if (sampled.error.empty()) {
-          results.at(s.id).tokens.push_back(sampled.token);
-          if (on_token) on_token(s.id);
-        }
-        outcomes_.push_back({sampled.token, std::move(sampled.error)});
-      }
-      scheduler.commit(std::move(*batch), outcomes_, took_ns);
+    const bool any = schedule();
+    if (any) {
+      Flight older = std::move(*flight_);
+      schedule_ahead(older);
+      last_num_tokens = older.batch.arrays().num_tokens;
+      last_num_seqs = older.batch.arrays().num_seqs;
+      last_num_copies = older.batch.copies().size();
+      copy(older.batch);
+      sample(older.batch, last_num_tokens > 0 ? model_.run(older.batch.arrays()) : ts::Logits{});
+      if (flight_) flight_->batch.fill(older.batch, outcomes_);
+      if (on_commit) on_commit(older.batch);
+      scheduler.commit(std::move(older.batch), outcomes_, older.took_ns, in_flight());
     }
+    take_finished();
+    if (check) scheduler.check(in_flight());
+    return any;
+  }
+
+  /// The step that is next, or in flight, cannot be run.
+  void fail(const std::string &message) {
+    if (!schedule()) return;
+    Flight older = std::move(*flight_);
+    schedule_ahead(older);
+    if (flight_) {
+      scheduler.fail(std::move(older.batch), std::move(flight_->batch), message);
+    } else {
+      scheduler.fail(std::move(older.batch), message);
+    }
+    flight_.reset();
+  }
+
+  void run() {
+    while (step()) {
+    }
+  }
+
+  bool is_in_flight() const { return flight_.has_value(); }
+  ts::Batch *in_flight() { return flight_ ? &flight_->batch : nullptr; }
+
+ private:
+  struct Flight {
+    ts::Batch batch;
+    int64_t took_ns;
+  };
+
+  /// The next step, unless it is in flight already. False if there is nothing to do.
+  bool schedule() {
+    if (!flight_) fly(scheduler.schedule());
+    return flight_.has_value();
+  }
+
+  /// And the one behind it, which is in flight from then on.
+  void schedule_ahead(Flight &older) {
+    flight_.reset();
+    if (options_.scheduler.ahead) fly(scheduler.schedule_ahead(older.batch));
+    num_ahead += flight_ ? 1 : 0;
+  }
+
+  void fly(std::optional<ts::Batch> &&batch) {
+    if (!batch) return;
+    if (on_batch) on_batch(*batch);
+    flight_.emplace(Flight{std::move(*batch), took_ns});
+  }
+
+  void sample(const ts::Batch &batch, const ts::Logits &logits) {
+    outcomes_.clear();
+    bool counts = true;
+    for (int32_t i = 0; i < batch.num_logits(); ++i) {
+      counts = batch.wants(i) && (counts || batch.ahead(i) == 0);
+      if (!counts) {
+        outcomes_.emplace_back();
+        continue;
+      }
+      const ts::Sequence &s = batch.sequence(i);
+      ts::Sampled sampled =
+          sampler_.sample({logits.data + i * logits.stride, static_cast<size_t>(options_.vocab_size)}, s.sampling,
+                          s.counts.counts(), static_cast<uint64_t>(s.num_outputs() + batch.ahead(i)));
+      counts = sampled.error.empty() && batch.goes_on(i, sampled.token);
+      if (sampled.error.empty()) {
+        results.at(s.id).tokens.push_back(sampled.token);
+        if (on_token) on_token(s.id);
+      }
+      outcomes_.push_back({sampled.token, std::move(sampled.error)});
+    }
+  }
+
+  void take_finished() {
     scheduler.take_finished(finished_);
     for (const ts::Finished &f : finished_) {
       Result &result = results.at(f.id());
@@ -185,16 +252,8 @@ class Harness {
       result.num_restored = f.num_restored();
       result.miss = f.miss();
     }
-    if (check) scheduler.check();
-    return batch.has_value();
   }
 
-  void run() {
-    while (step()) {
-    }
-  }
-
- private:
   ts::EngineOptions options_;
 
  public:
@@ -203,9 +262,11 @@ class Harness {
   int32_t last_num_tokens = 0;
   int32_t last_num_seqs = 0;
   size_t last_num_copies = 0;
+  int64_t num_ahead = 0;  ///< steps that were scheduled while another was in flight
   int64_t now_ms = 0;
-  int64_t took_ns = 0;                              ///< what the scheduler is told that the step took
-  std::function<void(const ts::Batch &)> on_batch;  ///< once it is scheduled
+  int64_t took_ns = 0;  ///< what the scheduler is told that the step took: as it is once scheduled
+  std::function<void(const ts::Batch &)> on_batch;   ///< once it is scheduled
+  std::function<void(const ts::Batch &)> on_commit;  ///< of the oldest batch in flight
   std::function<void(uint64_t id)> on_token;
   std::function<bool(const ts::PageCopy &)> copy_fails;  ///< whether a copy to or from the second tier does
 
@@ -213,6 +274,7 @@ class Harness {
   void copy(ts::Batch &batch) {
     for (ts::PageCopy &copy : batch.copies()) model_.copy(copy, copy_fails && copy_fails(copy));
     for (int32_t row = 0; row < last_num_seqs; ++row) {
+      if (!batch.has(row)) continue;
       const ts::Sequence &sequence = batch.running(row);
       if (sequence.num_restored == 0 || batch.decodes(row)) continue;
       model_.expect_content(batch.arrays(), row, sequence.tokens);
@@ -221,6 +283,7 @@ class Harness {
 
   Model model_;
   ts::Sampler sampler_;
+  std::optional<Flight> flight_;
   std::vector<ts::Outcome> outcomes_;
   std::vector<ts::Finished> finished_;
 };

@@ -41,7 +41,12 @@ class ToyRun {
               logits.data = shifted_.data();
               return logits;
             },
-            {}, std::move(tape),
+            ts::SharedRows{1,
+                           [this](int32_t count, const ts::RowJob &job) {
+                             if (on_sample) on_sample(num_steps_);
+                             for (int32_t row = 0; row < count; ++row) job(row, 0);
+                           }},
+            std::move(tape),
             [this, fails = std::move(copy_fails)](std::span<ts::PageCopy> copies) {
               for (ts::PageCopy &copy : copies) model_.copy(copy, fails && fails(copy));
             }) {
@@ -79,6 +84,8 @@ class ToyRun {
   std::map<uint64_t, std::vector<int32_t>> tokens;
   std::map<uint64_t, int32_t> finishes;
   std::string message;  ///< of the last error
+  std::function<void(uint64_t step)>
+      on_sample;  ///< by the step thread, before it samples; set before the first request
   ts::EngineCore core;
 };
 

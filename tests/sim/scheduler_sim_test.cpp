@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <deque>
 #include <fstream>
 #include <map>
 #include <new>
@@ -45,6 +46,11 @@ class World {
       int64_t &failures = copy.to == PageCopy::To::page ? num_torn_ : num_refused_;
       return failures > 0 && failures-- > 0;
     };
+    // What steps with copies take says nothing of others.
+    harness_.on_commit = [this](const Batch &batch) {
+      if (batch.copies().empty()) learnt_.learn(learning_.front().first, learning_.front().second);
+      learning_.pop_front();
+    };
   }
 
   /// What the script says; then everything that lives must end.
@@ -54,7 +60,6 @@ class World {
     }
     int patience = 100000;
     while (harness_.step() && !testing::Test::HasFailure()) {
-      learn();
       ++num_steps_;
       ASSERT_GT(--patience, 0) << "requests starve";
     }
@@ -68,6 +73,7 @@ class World {
   int64_t num_steps() const { return num_steps_; }
   size_t num_groups() const { return options_.scheduler.groups.size(); }
   const SchedulerCounters &counters() const { return harness_.scheduler.counters(); }
+  int64_t num_ahead() const { return harness_.num_ahead; }
 
  private:
   void expect_every_page() const {
@@ -87,13 +93,12 @@ class World {
       ++tenants_[requests_[id].cache_salt];
       if (poison_of(requests_[id]) < e.prompt) arrive_poisoned(requests_[id]);
     } else if (e.what == "cancel") {
-      harness_.scheduler.cancel(id);
+      harness_.cancel(id);
       turns_.leave(id);
       cancelled_.insert(id);
     } else if (e.what == "fail" || e.what == "lose") {
-      auto batch = harness_.scheduler.schedule();
-      if (batch) turns_.step(*batch, latest_ms_);
-      if (batch) harness_.scheduler.fail(std::move(*batch), "failed");
+      harness_.fail("failed");
+      learning_.clear();
       if (e.what == "fail") return;
       for (const auto &[live, request] : requests_) cancelled_.insert(live);
       harness_.scheduler.cancel_all();
@@ -133,17 +138,12 @@ class World {
     harness_.set_time(++now_ms_);
     latest_ms_ = std::max(latest_ms_, now_ms_);
     turns_.time_out(latest_ms_);
-    if (harness_.step()) learn();
+    harness_.step();
     ++num_steps_;
     expect_timely();
     const SchedulerOptions &o = options_.scheduler;
     EXPECT_LE(harness_.last_num_tokens, o.token_budget);
     EXPECT_LE(harness_.last_num_seqs, o.max_seqs);
-  }
-
-  /// What steps with copies take says nothing of others.
-  void learn() {
-    if (harness_.last_num_copies == 0) learnt_.learn(learning_, harness_.took_ns);
   }
 
   /// A step with decodes is predicted to take no longer than the target, however much prompt there is beside them. The world tells
@@ -165,7 +165,7 @@ class World {
     }
     weigh_drafts(batch, load, num_drafted, num_decodes);
     harness_.took_ns = static_cast<int64_t>(first_.ns(load)) * script_.slowness / 100;
-    learning_ = load;
+    learning_.emplace_back(load, harness_.took_ns);
   }
 
   /// What a sequence's drafts add to its steps is at most a fiftieth of what its tokens take without any, and what those that come
@@ -269,10 +269,10 @@ class World {
   sim::Turns turns_;
   const StepCost first_ = options_.scheduler.cost;
   StepCost learnt_ = first_;
-  StepLoad learning_;                      // of the last step
-  std::map<uint64_t, double> guesses_;     // who may in this step, and what a token of it takes
-  std::map<uint64_t, double> purses_ns_;   // what who guesses has to spend
-  std::map<uint64_t, int64_t> deadlines_;  // of those that may live
+  std::deque<std::pair<StepLoad, int64_t>> learning_;  // of the steps in flight, and how long they take
+  std::map<uint64_t, double> guesses_;                 // who may in this step, and what a token of it takes
+  std::map<uint64_t, double> purses_ns_;               // what who guesses has to spend
+  std::map<uint64_t, int64_t> deadlines_;              // of those that may live
   std::map<uint64_t, toy::Request> requests_;
   std::set<uint64_t> cancelled_;
   std::map<std::string, int> tenants_;  // how many requests have a salt
@@ -284,6 +284,7 @@ class World {
 struct Progress {
   uint64_t seed = 0;
   uint64_t num_steps = 0;
+  uint64_t num_ahead = 0;  // that were scheduled while another was in flight
   SchedulerCounters sums;
   uint64_t num_restored_in_groups = 0;  // tokens, in worlds of several cache groups
 };
@@ -294,6 +295,7 @@ bool run_worlds(Progress &progress, uint64_t first, uint64_t wanted) {
     world.run();
     if (testing::Test::HasFailure()) return false;
     progress.num_steps += static_cast<uint64_t>(world.num_steps());
+    progress.num_ahead += static_cast<uint64_t>(world.num_ahead());
     progress.sums.num_preemptions += world.counters().num_preemptions;
     progress.sums.num_cached_tokens += world.counters().num_cached_tokens;
     progress.sums.num_finished += world.counters().num_finished;
@@ -345,6 +347,7 @@ TEST(SchedulerSim, RandomWorldsKeepEveryInvariant) {
   }
   std::printf("worlds %llu to %llu: %llu steps\n", static_cast<unsigned long long>(first),
               static_cast<unsigned long long>(progress.seed - 1), static_cast<unsigned long long>(progress.num_steps));
+  EXPECT_GT(progress.num_ahead, wanted / 10) << "too few steps are scheduled while another is in flight";
   EXPECT_GT(progress.sums.num_preemptions, wanted / 100) << "the worlds are too roomy to test preemption";
   EXPECT_GT(progress.sums.num_cached_tokens, wanted / 10) << "the worlds share too little to test the prefix cache";
   EXPECT_GT(progress.sums.num_accepted_tokens, wanted / 200) << "the texts repeat too little to test drafts";

@@ -76,6 +76,7 @@ struct Script {
   int64_t full = 1, window = 0, window_2 = 0, recurrent = 0;  ///< cache groups: those that are not 0
   int64_t num_slots = 0;                                      ///< of the second tier, each owner's; 0: there is none
   int64_t max_stores = 8, max_loads = 4;
+  int64_t ahead = 0;  ///< 1: a step is scheduled while the one before it runs
   int64_t patience_ms = 10'000;
   int64_t target_ns = 0;      ///< for a step with decodes, if not 0
   int64_t slowness = 100;     ///< what steps take, in percent of the prediction
@@ -86,7 +87,7 @@ struct Script {
     f("page_size", s.page_size), f("num_pages", s.num_pages), f("max_context", s.max_context);
     f("token_budget", s.token_budget), f("max_seqs", s.max_seqs), f("prefix_cache", s.prefix_cache);
     f("num_owners", s.num_owners), f("full", s.full), f("window", s.window), f("window_2", s.window_2);
-    f("recurrent", s.recurrent), f("num_slots", s.num_slots), f("max_stores", s.max_stores);
+    f("recurrent", s.recurrent), f("ahead", s.ahead), f("num_slots", s.num_slots), f("max_stores", s.max_stores);
     f("max_loads", s.max_loads);
     f("max_draft", s.max_draft), f("cheap", s.cheap), f("patience_ms", s.patience_ms), f("target_ns", s.target_ns);
     f("slowness", s.slowness);
@@ -118,6 +119,7 @@ struct Script {
                         static_cast<int32_t>(max_loads)};
     o.scheduler.num_owners = static_cast<int32_t>(num_owners);
     o.scheduler.max_draft = static_cast<int32_t>(max_draft);
+    o.scheduler.ahead = ahead != 0;
     o.scheduler.patience_ms = patience_ms;
     o.scheduler.cost =
         ts::StepCost({{1, 1000}, {2, 1100}, {4, 1300}, {8, 1700}, {16, 2500}, {24, 3300}}, 10'000, 10'000);
@@ -185,10 +187,11 @@ inline Script parse(std::istream &in) {
 /// A random world: its size, arrivals, cancels, requests that take nearly all pages, steps that fail, ranks that are lost.
 class Draw {
  public:
-  explicit Draw(uint64_t seed) : random_(seed), of_tier_(seed) {}
+  explicit Draw(uint64_t seed) : random_(seed), of_tier_(seed), ahead_(static_cast<int64_t>(seed % 2)) {}
 
   Script script(int64_t num_steps) {
     Script s;
+    s.ahead = ahead_;
     s.page_size = int64_t{1} << between(0, 3);
     s.num_pages = between(2, 60 / s.page_size + 4);
     s.token_budget = one_in(4) ? between(1, 3) : between(1, 24);
@@ -280,6 +283,7 @@ class Draw {
   }
 
   std::mt19937_64 random_, of_tier_;
+  int64_t ahead_;  // not drawn, so that a world is otherwise the same
 };
 
 }  // namespace sim

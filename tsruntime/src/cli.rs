@@ -102,6 +102,9 @@ pub struct EngineArgs {
     /// than is predicted to fit into it, or 16 tokens [default: as much as --token-budget allows]
     #[arg(long, value_name = "MS", value_parser = milliseconds, help_heading = ENGINE)]
     target_tpot_ms: Option<Duration>,
+    /// Schedule each step while the one before it runs, on a thread of its own: auto where --threads leaves a core for it
+    #[arg(long, value_name = "WHEN", default_value = "off", value_enum, help_heading = ENGINE)]
+    overlap_schedule: engine::Overlap,
     /// Run this target of the plan [default: the best that this machine can run]
     #[arg(long, value_name = "TARGET", help_heading = ENGINE)]
     target: Option<String>,
@@ -157,6 +160,7 @@ impl EngineArgs {
                 target_tpot_us: self
                     .target_tpot_ms
                     .map_or(0, |target| i32::try_from(target.as_micros()).unwrap_or(i32::MAX)),
+                overlap_schedule: self.overlap_schedule,
                 patience_ms: i32::try_from(self.patience.as_millis()).unwrap_or(i32::MAX).max(1),
                 target: self.target.clone(),
                 rank: 0,

@@ -17,6 +17,15 @@ use crate::plan::Plan;
 /// Events taken in one call of the poll thread.
 const POLL_EVENTS: usize = 256;
 
+/// Whether a step is scheduled while the one before it runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Overlap {
+    #[default]
+    Off,
+    On,
+    Auto,
+}
+
 /// How an engine is opened; 0 and None leave the choice to it.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -30,6 +39,7 @@ pub struct Options {
     pub max_draft: i32,
     pub patience_ms: i32,
     pub target_tpot_us: i32,
+    pub overlap_schedule: Overlap,
     pub target: Option<String>,
     /// This process's, of a plan of several.
     pub rank: i32,
@@ -77,6 +87,11 @@ impl Options {
             max_draft: self.max_draft,
             patience_ms: self.patience_ms,
             target_tpot_us: self.target_tpot_us,
+            overlap_schedule: match self.overlap_schedule {
+                Overlap::Off => ffi::TS_OVERLAP_OFF,
+                Overlap::On => ffi::TS_OVERLAP_ON,
+                Overlap::Auto => ffi::TS_OVERLAP_AUTO,
+            },
             target: pointer(&target),
             rank: self.rank,
             rank_timeout_ms: self.rank_timeout_ms,

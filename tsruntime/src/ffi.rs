@@ -26,6 +26,10 @@ pub struct ts_error {
     pub message: [c_char; 1000],
 }
 
+pub const TS_OVERLAP_OFF: i32 = 0;
+pub const TS_OVERLAP_ON: i32 = 1;
+pub const TS_OVERLAP_AUTO: i32 = 2;
+
 #[repr(C)]
 pub struct ts_engine_options {
     pub size: u32,
@@ -40,6 +44,7 @@ pub struct ts_engine_options {
     pub max_draft: i32,
     pub patience_ms: i32,
     pub target_tpot_us: i32,
+    pub overlap_schedule: i32,
     pub target: *const c_char,
     pub rank: i32,
     pub rank_timeout_ms: i32,
