@@ -59,6 +59,10 @@ void Transition::apply(Draining &&s, Land &&) {
   landed.held_ = false;
 }
 
+void Transition::forget(const Context &context, const Sequence &sequence, CacheParts &caches) {
+  for (int32_t owner = 0; owner < caches.num_owners(); ++owner) context.forget(caches.of(owner), sequence);
+}
+
 Decoding Transition::decode(std::unique_ptr<Sequence> sequence, Context context, const Token &e) {
   Sequence &s = *sequence;
   context.seal(e.cache, s, s.num_tokens(), e.row, e.duplicates);

@@ -10,6 +10,7 @@
 #include <variant>
 #include <vector>
 
+#include "cache_parts.h"
 #include "states.h"
 
 namespace ts {
@@ -51,8 +52,9 @@ struct Cancel {};  ///< Its caller wants no more of it.
 struct TimeOut {   ///< Its time is over.
   std::string message;
 };
-struct Fail {  ///< It cannot go on; nothing that it read or wrote is to be found again.
-  PrefixCache &cache;
+struct
+    Fail {  ///< It cannot go on; nothing that it read or wrote is to be found again, whoever it belonged to before it was preempted.
+  CacheParts &caches;
   std::string message;
 };
 
@@ -121,6 +123,8 @@ class Transition {
   static Prefilling admit(std::unique_ptr<Sequence> sequence, Admit &&e);
   static Decoding decode(std::unique_ptr<Sequence> sequence, Context context, const Token &e);
 
+  static void forget(const Context &context, const Sequence &sequence, CacheParts &caches);
+
   template <class Running>
   static Preempted preempt(Running &&state) {
     const Context freed = std::move(state.context_);
@@ -129,13 +133,13 @@ class Transition {
 
   template <class Running>
   static Finished fail(Running &&state, Fail &&e) {
-    state.context_.forget(e.cache, *state.sequence_);
+    forget(state.context_, *state.sequence_, e.caches);
     return finish(std::forward<Running>(state), TS_FINISH_ERROR, std::move(e.message));
   }
 
   template <class Running>
   static Drained drain(Running &&state, Fail &&e) {
-    state.context_.forget(e.cache, *state.sequence_);
+    forget(state.context_, *state.sequence_, e.caches);
     return {Finished(*state.sequence_, TS_FINISH_ERROR, std::move(e.message)), Draining(std::move(state.context_))};
   }
 

@@ -312,9 +312,8 @@ void Scheduler::advance(Running &seq, std::span<int32_t> row, int32_t num_tokens
 void Scheduler::append(Running &seq, std::span<int32_t> row, std::span<Outcome> outcomes, Batch *younger) {
   counters_.num_drafted_tokens += outcomes.size() - 1;
   for (size_t i = 0; i < outcomes.size(); ++i) {
-    PrefixCache &cache = cache_.of(seq.sequence().owner);
     if (!outcomes[i].error.empty()) {
-      Fail event{cache, std::move(outcomes[i].error)};
+      Fail event{cache_, std::move(outcomes[i].error)};
       if (younger == nullptr) {
         finish(next(std::move(seq.state), std::move(event)));
       } else {
@@ -325,7 +324,7 @@ void Scheduler::append(Running &seq, std::span<int32_t> row, std::span<Outcome> 
     }
     const int32_t token = outcomes[i].token;
     const bool goes_on = seq.goes_on(static_cast<int32_t>(i), token);
-    Token event{cache, row, token, younger == nullptr ? nullptr : &younger->duplicates_};
+    Token event{cache_.of(seq.sequence().owner), row, token, younger == nullptr ? nullptr : &younger->duplicates_};
     Decoding decoding = next(std::move(seq.state), std::move(event));
     ++counters_.num_output_tokens;
     FairQueue::charge_output(decoding.sequence());
@@ -376,8 +375,7 @@ void Scheduler::fail(Batch &&batch, const std::string &message) {
   give_up_copies(batch);
   for (Running &seq : running_) {
     if (seq.num_tokens == 0) continue;
-    PrefixCache &cache = cache_.of(seq.sequence().owner);
-    finish(next(std::move(seq.state), Fail{cache, message}));
+    finish(next(std::move(seq.state), Fail{cache_, message}));
     seq.num_tokens = 0;
   }
   recycle(batch);

@@ -189,8 +189,7 @@ void Scheduler::fail(Batch &&batch, Batch &&younger, const std::string &message)
   give_up_copies(batch);
   give_up_copies(younger);
   const auto end = [&](Running &seq) {
-    PrefixCache &cache = cache_.of(seq.sequence().owner);
-    finish(next(std::move(seq.state), Fail{cache, message}));
+    finish(next(std::move(seq.state), Fail{cache_, message}));
     seq.num_tokens = 0;
   };
   for (size_t i = 0; i < batch.running_.size(); ++i) {

@@ -325,6 +325,18 @@ std::string shortened(const Script &script) {
   return text.str();
 }
 
+/// Who failed was preempted before, and has gone on where it belonged to another owner: the first forgets its pages too.
+TEST(SchedulerSim, WhatFailedIsForgottenByWhoeverHadIt) {
+  std::istringstream in(R"(
+world page_size=4 num_pages=6 max_context=29 token_budget=5 max_seqs=4 num_owners=3 patience_ms=13 target_ns=3085 slowness=312
+0 arrive id=23 prompt=1 max_tokens=10 repeat=1
+0 arrive id=24 prompt=6 max_tokens=7 repeat=2
+0 arrive id=26 prompt=1 max_tokens=7 repeat=1
+0 arrive id=27 prompt=14 family=3 poison=0 max_tokens=1 repeat=1
+12 arrive id=42 prompt=5 family=3 poison=0 max_tokens=1)");
+  EXPECT_TRUE(run_script(sim::parse(in)));
+}
+
 TEST(SchedulerSim, RandomWorldsKeepEveryInvariant) {
   if (const char *file = std::getenv("TS_SIM_SCRIPT")) {
     std::ifstream in(file);
