@@ -105,8 +105,6 @@ class Batch {
   struct Passed {
     const Sequence *sequence = nullptr;  // nullptr: it is here still, or has ended
     int32_t row = -1;                    // in the younger batch
-    int32_t num_tokens = 0;
-    int32_t num_logits = 0;
   };
 
   Batch(std::vector<Running> &&running, BatchArrays &arrays, std::span<const LogitRow> logit_rows, const StepLoad &load,

@@ -273,15 +273,17 @@ void Scheduler::commit(Batch &&batch, std::span<Outcome> outcomes, int64_t took_
   size_t next = 0;
   for (int32_t r = 0; r < num_running(); ++r) {
     Running &seq = running(r);
-    size_t num_rows = 0;
     if (seq.num_tokens == 0) [[unlikely]] {  // it ended after it was scheduled: its row of logits is nobody's
       next += next < batch.logit_rows_.size() && batch.logit_rows_[next].running == r ? 1 : 0;
-      continue;
+    } else if (seq.wants_logits()) {
+      const size_t num_rows = static_cast<size_t>(seq.draft.size) + 1;
+      append(seq, arrays_.row(r), outcomes.subspan(next, num_rows), nullptr);
+      next += num_rows;
+    } else {
+      compute(seq, arrays_.row(r), seq.num_tokens, nullptr);
     }
-    if (seq.wants_logits()) num_rows = static_cast<size_t>(seq.draft.size) + 1;
-    advance(seq, arrays_.row(r), seq.num_tokens, outcomes.subspan(next, num_rows), nullptr);
-    if (seq.leaving != Leaving::no) leave(seq);
-    next += num_rows;
+    if (seq.leaving != Leaving::no) [[unlikely]]
+      leave(seq);
   }
   TS_ASSERT(next == outcomes.size(), "every outcome has a sequence");
   recycle(batch);
@@ -298,10 +300,8 @@ void Scheduler::begin_commit(const Batch &batch, std::span<const Outcome> outcom
   if (batch.copies_.empty()) cost_.learn(batch.load_, took_ns);
 }
 
-/// Moves one sequence on by what a step has computed of it: `num_tokens`, and its rows of logits.
-void Scheduler::advance(Running &seq, std::span<int32_t> row, int32_t num_tokens, std::span<Outcome> outcomes,
-                        Batch *younger) {
-  if (!outcomes.empty()) return append(seq, row, outcomes, younger);
+/// Moves one sequence on by what a step has computed of its prompt, but its last token.
+void Scheduler::compute(Running &seq, std::span<int32_t> row, int32_t num_tokens, Batch *younger) {
   auto &prefilling = std::get<Prefilling>(seq.state);
   PrefixCache &cache = cache_.of(prefilling.sequence().owner);
   seq.state = Transition::apply(std::move(prefilling),

@@ -178,7 +178,7 @@ class Scheduler {
   Batch make_batch();
   void fill_arrays(BatchArrays &arrays, std::vector<LogitRow> &logit_rows);
   void begin_commit(const Batch &batch, std::span<const Outcome> outcomes, int64_t took_ns, const Batch *younger);
-  void advance(Running &seq, std::span<int32_t> row, int32_t num_tokens, std::span<Outcome> outcomes, Batch *younger);
+  void compute(Running &seq, std::span<int32_t> row, int32_t num_tokens, Batch *younger);
   void append(Running &seq, std::span<int32_t> row, std::span<Outcome> outcomes, Batch *younger);
   void stop(Decoding &&decoding, ts_finish why, Batch *younger);
   void finish(Finished &&finished);

@@ -85,7 +85,7 @@ void Scheduler::take_over(Batch &older) {
     const auto before = static_cast<size_t>(seq.row_before);
     if (goes_on(seq)) {
       const bool gives_token = seq.wants_logits();
-      older.passed_[before] = {&seq.sequence(), -1, seq.num_tokens, gives_token ? 1 : 0};
+      older.passed_[before].sequence = &seq.sequence();
       seq.awaits = gives_token;
       seq.num_ahead = seq.num_tokens;
       continue;
@@ -117,12 +117,12 @@ void Scheduler::commit_behind(Batch &batch, std::span<Outcome> outcomes, Batch &
   for (size_t i = 0; i < batch.running_.size(); ++i) {
     const Batch::Passed &passed = batch.passed_[i];
     if (passed.sequence != nullptr) {
-      const auto num_rows = static_cast<size_t>(passed.num_logits);
       Running &seq = running(passed.row);
-      seq.num_ahead = 0;
-      seq.awaits = false;
-      advance(seq, arrays_.row(passed.row), passed.num_tokens, outcomes.subspan(next, num_rows), &younger);
-      next += num_rows;
+      const std::span<int32_t> row = arrays_.row(passed.row);
+      const bool gives_token = std::exchange(seq.awaits, false);
+      const int32_t num_tokens = std::exchange(seq.num_ahead, 0);
+      gives_token ? append(seq, row, outcomes.subspan(next, 1), &younger) : compute(seq, row, num_tokens, &younger);
+      next += gives_token ? 1 : 0;
       continue;
     }
     Running &seq = batch.running_[i];
@@ -130,12 +130,16 @@ void Scheduler::commit_behind(Batch &batch, std::span<Outcome> outcomes, Batch &
       next += next < batch.logit_rows_.size() && batch.logit_rows_[next].running == static_cast<int32_t>(i) ? 1 : 0;
       continue;
     }
-    const size_t num_rows = seq.wants_logits() ? static_cast<size_t>(seq.draft.size) + 1 : 0;
-    advance(seq, spare_row_, seq.num_tokens, outcomes.subspan(next, num_rows), nullptr);
+    if (seq.wants_logits()) {
+      const size_t num_rows = static_cast<size_t>(seq.draft.size) + 1;
+      append(seq, spare_row_, outcomes.subspan(next, num_rows), nullptr);
+      next += num_rows;
+    } else {
+      compute(seq, spare_row_, seq.num_tokens, nullptr);
+    }
     leave(seq);
     TS_ASSERT(seq.num_tokens == 0, "who is in no batch in flight has ended");
     short_of_pages_.reset();
-    next += num_rows;
   }
   TS_ASSERT(next == outcomes.size(), "every outcome has a sequence");
   running_.swap(younger.running_);

@@ -71,7 +71,7 @@ void Scheduler::fill_arrays(BatchArrays &arrays, std::vector<LogitRow> &logit_ro
     const Sequence &sequence = seq.sequence();
     const int32_t begin = seq.begin();
     const int32_t end = begin + seq.num_tokens;
-    const int32_t said = sequence.num_tokens(), known = seq.num_known();
+    const int32_t said = sequence.num_tokens(), known = said + (seq.awaits ? 1 : 0);
     TS_ASSERT(seq.num_tokens >= 1 && end <= known + seq.draft.size, "every running sequence has tokens in every step");
     const int32_t first_token = arrays.num_tokens();
     arrays.add_sequence(end);
