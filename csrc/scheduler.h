@@ -117,8 +117,8 @@ class Scheduler {
   /// The next step, or nothing if there is nothing to do. No batch is in flight.
   std::optional<Batch> schedule();
 
-  /// The step behind the only one in flight, which hands on the sequences that go on. Nothing, and nothing has changed, if there is
-  /// nothing to do or more must be known first.
+  /// The step behind the only one in flight, which hands on the sequences that go on. Nothing if none does, or more must be known
+  /// first: then `older` is as it was, and leases at most have ended.
   std::optional<Batch> schedule_ahead(Batch &older);
 
   /// The step's copies have been made, and it has run: outcomes[i] is what sampling made of the i-th row of logits; of one that nobody

@@ -31,10 +31,9 @@ bool Scheduler::goes_on(const Running &seq) {
   return !seq.wants_logits() || seq.sequence().num_outputs() + 1 < seq.sequence().max_tokens;
 }
 
-/// Whether somebody goes on, and nothing that the batch in flight decides must be known first: who may guess its next tokens looks for them behind the last;
-/// a state that a step leaves at the end of a page is kept there, and goes on in another; who waits for what comes back from the second
-/// tier is admitted with it; and when pages run out, somebody is
-/// preempted, which must not be in flight.
+/// Whether somebody goes on, and nothing that the batch in flight decides must be known first: who may guess its next tokens looks
+/// for them behind the last; a state that a step leaves at the end of a page is kept there, and goes on in another; who waits for what
+/// comes back from the second tier is admitted with it; and when pages run out, somebody is preempted, which must not be in flight.
 bool Scheduler::may_go_ahead(const Batch &older) {
   if (any_recurrent(options_.groups) || older.fetch_) return false;
   const Running *prefill = nullptr;
