@@ -101,7 +101,8 @@ INSTANTIATE_TEST_SUITE_P(Groups, RecordingOfTier,
                          ::testing::Values(std::vector<CacheGroup>{CacheGroup{}},
                                            std::vector<CacheGroup>{CacheGroup{},
                                                                    {CacheGroup::Kind::window, 12},
-                                                                   {CacheGroup::Kind::recurrent}}));
+                                                                   {CacheGroup::Kind::recurrent}}),
+                         [](const auto &info) { return std::to_string(info.param.size()) + "_groups"; });
 
 }  // namespace
 }  // namespace ts

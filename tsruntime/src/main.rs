@@ -3,6 +3,8 @@
 mod cli;
 mod commands;
 mod engine;
+mod engine_args;
+mod engine_options;
 mod error;
 #[expect(non_camel_case_types, reason = "the names of csrc/engine.h")]
 mod ffi;
