@@ -48,7 +48,7 @@ class Device {
   virtual std::span<int32_t> batch_memory() const { return {}; }
 
   /// Calls back once, from another thread, when no step can be run any more. Null: no more.
-  virtual void on_failure(std::function<void(const std::string &message)> /*callback*/) {}
+  virtual void on_failure(const std::function<void(const std::string &message)> & /*callback*/) {}
 
   virtual const Limits &limits() const = 0;
   virtual const std::vector<CacheGroup> &groups() const = 0;

@@ -93,7 +93,7 @@ struct Executor::Impl {
   void bind(const Launch &launch, const Limits &limits, int32_t &num_staged, std::vector<Bound> &launches);
   void meet();
   void run(const ts_batch &batch);
-  void copy(std::span<const PageCopy> copies);
+  const PageCopier &copy(std::span<const PageCopy> copies);
 };
 
 Executor::Impl::Impl(std::shared_ptr<const Plan> plan_, Program program_, Ranks ranks_, const CacheSizes &sizes,
@@ -189,9 +189,12 @@ void Executor::Impl::bind(const Launch &launch, const Limits &limits, int32_t &n
   }
 }
 
-void Executor::Impl::copy(std::span<const PageCopy> copies) {
-  copier->copy(copies, workers);
+const PageCopier &Executor::Impl::copy(std::span<const PageCopy> copies) {
+  TS_ASSERT(copier, "copies are ordered of an engine with a second tier");
+  PageCopier &found = *copier;
+  found.copy(copies, workers);
   if (ranks.group) ranks.group->check();
+  return found;
 }
 
 /// Waits until every thread of every rank is here.
@@ -315,12 +318,11 @@ void Executor::publish(std::span<const PageCopy> copies) {
 }
 
 void Executor::copy(std::span<PageCopy> copies) {
-  TS_ASSERT(impl_->copier && copies.size() <= static_cast<size_t>(impl_->tier.max_copies()),
-            "copies are ordered of an engine with a second tier");
+  TS_ASSERT(copies.size() <= static_cast<size_t>(impl_->tier.max_copies()), "more copies than a step may have");
   if (impl_->ranks.group) publish(copies);
-  impl_->copy(copies);
+  const PageCopier &copier = impl_->copy(copies);
   for (size_t i = 0; i < copies.size(); ++i) {
-    copies[i].state = impl_->copier->failed(i) ? PageCopy::State::failed : PageCopy::State::done;
+    copies[i].state = copier.failed(i) ? PageCopy::State::failed : PageCopy::State::done;
   }
 }
 
@@ -347,8 +349,8 @@ std::span<int32_t> Executor::batch_memory() const {
   return impl_->ranks.group ? impl_->ranks.group->batch_area() : std::span<int32_t>();
 }
 
-void Executor::on_failure(std::function<void(const std::string &message)> callback) {
-  if (impl_->ranks.watch) impl_->ranks.watch->on_failure(std::move(callback));
+void Executor::on_failure(const std::function<void(const std::string &message)> &callback) {
+  if (impl_->ranks.watch) impl_->ranks.watch->on_failure(callback);
 }
 
 void Executor::share(int32_t count, const std::function<void(int32_t item, int thread)> &job) {

@@ -59,7 +59,7 @@ class Executor : public Device {
   std::span<int32_t> batch_memory() const override;
 
   /// With several ranks: calls back once, from another thread, when one of them is gone. Null: no more.
-  void on_failure(std::function<void(const std::string &message)> callback) override;
+  void on_failure(const std::function<void(const std::string &message)> &callback) override;
 
   void share(int32_t count, const std::function<void(int32_t item, int thread)> &job) override;
 

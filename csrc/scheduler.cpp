@@ -324,8 +324,8 @@ void Scheduler::append(Running &seq, std::span<int32_t> row, std::span<Outcome> 
     }
     const int32_t token = outcomes[i].token;
     const bool goes_on = seq.goes_on(static_cast<int32_t>(i), token);
-    Token event{cache_.of(seq.sequence().owner), row, token, younger == nullptr ? nullptr : &younger->duplicates_};
-    Decoding decoding = next(std::move(seq.state), std::move(event));
+    std::vector<WritablePage> *const twins = younger == nullptr ? nullptr : &younger->duplicates_;
+    Decoding decoding = next(std::move(seq.state), Token{cache_.of(seq.sequence().owner), row, token, twins});
     ++counters_.num_output_tokens;
     FairQueue::charge_output(decoding.sequence());
     counters_.num_accepted_tokens += i > 0 ? 1 : 0;
@@ -361,6 +361,7 @@ void Scheduler::stop(Decoding &&decoding, ts_finish why, Batch *younger) {
     leases.add(std::move(paused.leased));
   } else {
     Drained drained = Transition::apply(std::move(decoding), Early<Pause>{pause});
+    TS_ASSERT(drained.leased, "who pauses early has what is leased");
     leases.add(std::move(*drained.leased));
     finish(std::move(drained), *younger);
   }
