@@ -112,12 +112,22 @@ def test_preempted(plan: Path, asked: list[Request]) -> None:
     growing = [replace(r, prompt=r.prompt[: 5 + i], max_tokens=100) for i, r in enumerate(asked)]
     with Engine(plan, num_threads=1, prefix_cache=False) as engine:
         alone = outputs([answer for request in growing for answer in engine.generate([request])])
-    for prefix_cache in (False, True):
-        with Engine(plan, num_pages=9, prefix_cache=prefix_cache) as engine:
+    for prefix_cache, ahead in ((False, False), (True, False), (True, True)):
+        with Engine(plan, num_pages=9, prefix_cache=prefix_cache, overlap_schedule=ahead) as engine:
             assert outputs(engine.generate(growing)) == alone
             stats = engine.stats()
             assert stats.num_preemptions > 0
             assert stats.num_pages_free + stats.num_pages_cached == 9
+
+
+@pytest.mark.parametrize("options", [{}, {"token_budget": 33}], ids=str)
+def test_scheduled_ahead(
+    plan: Path, asked: list[Request], alone: list[tuple[object, ...]], options: dict[str, int]
+) -> None:
+    """While the step before it runs."""
+    with Engine(plan, num_threads=1, overlap_schedule=True, **options) as engine:
+        for _ in range(2):  # then with what is cached
+            assert outputs(engine.generate(asked)) == alone
 
 
 def runnable(plan: Path) -> Iterator[str]:
