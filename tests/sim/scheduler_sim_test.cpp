@@ -334,7 +334,7 @@ world page_size=4 num_pages=6 max_context=29 token_budget=5 max_seqs=4 num_owner
 0 arrive id=26 prompt=1 max_tokens=7 repeat=1
 0 arrive id=27 prompt=14 family=3 poison=0 max_tokens=1 repeat=1
 12 arrive id=42 prompt=5 family=3 poison=0 max_tokens=1)");
-  EXPECT_TRUE(run_script(sim::parse(in)));
+  EXPECT_TRUE(sim::passes([&] { return run_script(sim::parse(in)); }, false));
 }
 
 /// Worlds with a second tier are some of all: few worlds say nothing of how often pages come back.
