@@ -73,7 +73,7 @@ class Drafts {
   double chance(Draft::Kind kind) const;
 
  private:
-  static constexpr double kShare = 0.02;
+  static constexpr double kShare = 0.01;
   static constexpr double kFull = 4;     // tokens' times that the purse holds
   static constexpr double kMemory = 32;  // tokens
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "check.h"
+#include "huge_vector.h"
 #include "page_hash.h"
 
 namespace ts {
@@ -74,8 +75,8 @@ class HashIndex {
 
   size_t bucket(const PageHash &hash) const { return hash.tail & (buckets_.size() - 1); }
 
-  std::vector<Place> places_;
-  std::vector<int32_t> buckets_;  // first place of each chain; a power of two, at least as many as places
+  HugeVector<Place> places_;
+  HugeVector<int32_t> buckets_;  // first place of each chain; a power of two, at least as many as places
 };
 
 }  // namespace ts

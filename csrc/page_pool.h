@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "check.h"
+#include "huge_vector.h"
 #include "page.h"
 
 namespace ts {
@@ -85,7 +86,7 @@ class PagePool {
   List &list_of(const Frame &f) { return f.again ? again_ : once_; }
   int32_t check_idle(const List &list, bool again) const;
 
-  std::vector<Frame> frames_;  // [num_pages]
+  HugeVector<Frame> frames_;  // [num_pages]
   int32_t page_size_;
   int32_t first_page_;
   int32_t first_blank_ = kNone;

@@ -58,7 +58,20 @@ WritablePage PrefixCache::allocate() {
   remember(pages_.hash(page));
   if (tier_ != nullptr) tier_->keep(pages_.hash(page), pool_.first_page() + page);
   pages_.erase(page);
-  return pool_.take_idle(page);
+  WritablePage taken = pool_.take_idle(page);
+  prefetch_eviction();
+  return taken;
+}
+
+/// Fetches what the next eviction will look up: its victim's places in both indexes, and that of the oldest hash remembered. They lie
+/// anywhere, and there is a step's time until they are wanted.
+void PrefixCache::prefetch_eviction() const {
+  const int32_t page = pool_.next_to_evict();
+  if (page == PagePool::kNone) return;
+  const PageHash &hash = pages_.hash(page);
+  pages_.prefetch(hash);
+  evicted_.prefetch(hash);
+  evicted_.prefetch(evicted_.hash(next_evicted_));
 }
 
 /// The hash of a page that is evicted, in place of the one that was evicted num_pages() evictions ago.

@@ -8,6 +8,7 @@
 #include "cache_groups.h"
 #include "engine.h"
 #include "hash_index.h"
+#include "huge_vector.h"
 #include "page_hash.h"
 #include "page_pool.h"
 #include "tier.h"
@@ -70,6 +71,7 @@ class PrefixCache {
 
   size_t first(const PageHash &root) const { return root.head & (firsts_.size() - 1); }
   void remember(const PageHash &hash);
+  void prefetch_eviction() const;
 
   PagePool &pool_;
   bool enabled_;
@@ -78,8 +80,8 @@ class PrefixCache {
   HashIndex pages_;              // [num_pages] by id
   HashIndex evicted_;            // [num_pages] what was evicted last
   int32_t next_evicted_ = 0;     // where in evicted_ the next one goes
-  std::vector<Origin> origins_;  // [num_pages]
-  std::vector<int32_t> tokens_;  // [num_pages, page_size] of indexed pages
+  HugeVector<Origin> origins_;   // [num_pages]
+  HugeVector<int32_t> tokens_;   // [num_pages, page_size] of indexed pages
   std::vector<int32_t> firsts_;  // last child of a root, by its hash
 };
 

@@ -34,7 +34,7 @@ STARTED_S = 60
 
 # By model: what `tsruntime bench agent` is told.
 WORKLOADS = {
-    "demo": {"first": 600, "next": 50, "output": 50, "system": 200, "turns": "10-12", "think": 0.5},
+    "demo": {"first": 400, "next": 50, "output": 50, "system": 200, "turns": "10-12", "think": 0.5},
     "qwen3-0.6b": {"first": 3000, "next": 200, "output": 60, "system": 500, "turns": "4-5", "think": 1.0},
 }
 LEVELS = {"demo": "1,2,4,8,16", "qwen3-0.6b": "1,2,4"}

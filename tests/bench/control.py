@@ -69,33 +69,29 @@ def library() -> ctypes.CDLL:
 
 
 class Bench:
-    """Registers figures with Google Benchmark. One plane or engine is open at a time."""
+    """Registers figures with Google Benchmark, whose repetitions come in random order, so that what the
+    machine does meanwhile falls on all of them: planes and engines stay open."""
 
     def __init__(self, quick: bool) -> None:
         self.lib = library()
         self.iterations, self.repetitions = (4, 2) if quick else (100, 40)
-        self.opened: tuple[Any, ...] | None = None
-        self.handle: int | None = None
-        self.close: Callable[[int], None] = lambda handle: None
+        self.opened: dict[tuple[Any, ...], int] = {}
 
     def use(self, kind: str, seqs: int, context: int, pages: int, full: bool) -> int:
-        """The plane or engine of that description, which is opened if it is not the one that is open."""
-        if self.opened != (kind, seqs, context, pages, full):
-            self.done()
-            self.handle = getattr(self.lib, f"{kind}_open")(seqs, context, pages)
-            self.close = getattr(self.lib, f"{kind}_close")
-            self.opened = (kind, seqs, context, pages, full)
+        """The plane or engine of that description, which is opened if it is not yet."""
+        key = (kind, seqs, context, pages, full)
+        if key not in self.opened:
+            handle = self.opened[key] = getattr(self.lib, f"{kind}_open")(seqs, context, pages)
             if kind == "plane":
                 if full:
-                    self.lib.plane_fill(self.handle)
-                self.lib.plane_decode(self.handle, seqs)
-        assert self.handle is not None
-        return self.handle
+                    self.lib.plane_fill(handle)
+                self.lib.plane_decode(handle, seqs)
+        return self.opened[key]
 
     def done(self) -> None:
-        if self.handle is not None:
-            self.close(self.handle)
-        self.handle, self.opened = None, None
+        for (kind, *_), handle in self.opened.items():
+            getattr(self.lib, f"{kind}_close")(handle)
+        self.opened.clear()
 
     def add(self, name: str, once: Callable[[], float], iterations: int | None = None) -> None:
         """`once` says how many seconds its timed part took."""
@@ -252,6 +248,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out.json")
         flags = [f"--benchmark_out={out}", "--benchmark_display_aggregates_only=true"]
+        flags.append("--benchmark_enable_random_interleaving=true")
         flags += [f"--benchmark_filter={arguments.only}"] if arguments.only else []
         gb.initialize([sys.argv[0], *flags])
         gb.run_benchmarks()

@@ -1,11 +1,12 @@
 // The control plane without a model, for tests/bench/control.py, which loads this library: sequences decode, turns are
 // admitted, and each call says how many seconds its timed part took. Pages hold 64 tokens; nobody reads their content.
+#include <immintrin.h>
+
 #include <algorithm>
+#include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <thread>
 #include <vector>
@@ -190,11 +191,8 @@ class Engine {
   }
   ~Engine() {
     core_->close();
-    {
-      const std::lock_guard lock(mutex_);
-      num_wanted_ = INT64_MAX;
-    }
-    changed_.notify_all();
+    num_wanted_ = INT64_MAX;
+    num_wanted_.notify_all();
     poller_.join();
   }
   Engine(const Engine &) = delete;
@@ -202,23 +200,23 @@ class Engine {
 
   /// Lets the model answer, and returns how many seconds later it is asked again.
   double one_turn() {
-    std::unique_lock lock(mutex_);
     const int64_t turn = ++num_wanted_;
-    changed_.notify_all();
-    changed_.wait(lock, [&] { return num_turns_ >= turn; });
+    num_wanted_.notify_all();
+    for (int64_t done = num_turns_; done < turn; done = num_turns_) num_turns_.wait(done);
     return seconds_;
   }
 
  private:
   Logits run(const ts_batch &batch) {
-    const double seconds = seconds_since(answered_);
-    {
-      std::unique_lock lock(mutex_);
-      if (num_asked_++ > 0) ++num_turns_;
-      seconds_ = seconds;
-      all_decode_ = batch.num_tokens == num_seqs_ && batch.num_seqs == num_seqs_;
-      changed_.notify_all();
-      changed_.wait(lock, [&] { return num_wanted_ > num_turns_; });
+    seconds_ = seconds_since(answered_);
+    all_decode_ = batch.num_tokens == num_seqs_ && batch.num_seqs == num_seqs_;
+    if (num_asked_++ > 0) ++num_turns_;
+    num_turns_.notify_all();
+    // A thread that computes a step is awake when it ends. It sleeps when no turn is asked for any more.
+    const Clock::time_point begin = Clock::now();
+    for (int64_t wanted = num_wanted_; wanted <= num_turns_; wanted = num_wanted_) {
+      _mm_pause();
+      if (seconds_since(begin) > 1e-3) num_wanted_.wait(wanted);
     }
     answered_ = Clock::now();
     return {logits_.data(), 0};
@@ -226,12 +224,12 @@ class Engine {
 
   const int32_t num_seqs_;
   std::vector<float> logits_;
-  std::mutex mutex_;  // guards the following
-  std::condition_variable changed_;
-  int64_t num_wanted_ = 0, num_asked_ = 0, num_turns_ = 0;
+  std::atomic<int64_t> num_wanted_ = 0, num_turns_ = 0;
+  // The step thread's; others read them once num_turns_ says so.
   double seconds_ = 0;
   bool all_decode_ = false;
-  Clock::time_point answered_;  // the step thread's
+  int64_t num_asked_ = 0;
+  Clock::time_point answered_;
   std::unique_ptr<EngineCore> core_;
   std::thread poller_;
 };

@@ -88,23 +88,34 @@ class Workload:
     ask_before: bool = False  # once, not measured
 
 
-def timed(engine: Engine, requests: list[Request]) -> tuple[list[Answer], float]:
-    """One after the other. Output tokens after the first a second, over all."""
-    answers, seconds, num_tokens = [], 0.0, 0
-    for request in requests:
-        waiting = {engine.submit(request): Answer()}
-        (number,) = waiting
-        first = 0.0
-        while not engine.poll(waiting, 600_000):
-            first = first or time.perf_counter()
-        seconds += time.perf_counter() - first
-        num_tokens += len(waiting[number].tokens) - 1
-        answers.append(waiting[number])
-    return answers, num_tokens / seconds
+def timed(engine: Engine, request: Request) -> tuple[Answer, float]:
+    """The answer, and the seconds from its first token to its last."""
+    waiting = {engine.submit(request): Answer()}
+    (number,) = waiting
+    first = 0.0
+    while not engine.poll(waiting, 600_000):
+        first = first or time.perf_counter()
+    return waiting[number], time.perf_counter() - first
+
+
+def ask(
+    engines: dict[str, Engine], requests: list[Request], round_: int
+) -> tuple[dict[str, list[Answer]], dict[str, float]]:
+    """Each request to both engines, one behind the other, so that what the machine does meanwhile falls on
+    both. By engine the answers, and the output tokens after the first a second, over all."""
+    answers: dict[str, list[Answer]] = {name: [] for name in engines}
+    seconds = dict.fromkeys(engines, 0.0)
+    for i, request in enumerate(requests):
+        for name in list(engines) if (round_ + i) % 2 == 0 else reversed(list(engines)):
+            answer, took = timed(engines[name], request)
+            answers[name].append(answer)
+            seconds[name] += took
+    num_tokens = {name: sum(len(a.tokens) - 1 for a in found) for name, found in answers.items()}
+    return answers, {name: num_tokens[name] / seconds[name] for name in engines}
 
 
 def measure(workload: Workload, threads: int) -> dict[str, Any]:
-    """Both engines, in turn: who is first changes."""
+    """Both engines, over the same requests."""
     # No more pages than the workload needs, for each repetition's tenant; more than that are never asked for.
     longest = max(len(r.prompt) + r.max_tokens for r in workload.requests)
     num_pages = 4 * (longest // 64 + 1) * len(workload.requests)
@@ -115,21 +126,20 @@ def measure(workload: Workload, threads: int) -> dict[str, Any]:
         Engine(workload.plan, max_draft=16, **options) as guessing,
     ):
         engines = {"without": plain, "with": guessing}
-        answers: dict[str, list[Answer]] = {}
         counts = []
         for round_ in range(workload.repeat):
             asked = [replace(r, cache_salt=b"tenant %d" % round_) for r in workload.requests]
-            for name in ("without", "with") if round_ % 2 == 0 else ("with", "without"):
-                if workload.ask_before:
-                    engines[name].generate(asked)
-                before = engines[name].stats()
-                answers[name], speed = timed(engines[name], asked)
-                after = engines[name].stats()
+            if workload.ask_before:
+                for engine in engines.values():
+                    engine.generate(asked)
+            before = guessing.stats()
+            answers, found = ask(engines, asked, round_)
+            after = guessing.stats()
+            fields = ("num_steps", "num_drafted_tokens", "num_accepted_tokens")
+            counts.append([getattr(after, field) - getattr(before, field) for field in fields])
+            for name, speed in found.items():
                 speeds[name].append(speed)
-                if name == "with":
-                    fields = ("num_steps", "num_drafted_tokens", "num_accepted_tokens")
-                    counts.append([getattr(after, field) - getattr(before, field) for field in fields])
-                say(f"{workload.name}: {name} {speed:.1f} tokens/s")
+            say(f"{workload.name}: {found['without']:.1f} and {found['with']:.1f} tokens/s")
             if [a.output for a in answers["with"]] != [a.output for a in answers["without"]]:
                 sys.exit(f"speculation: {workload.name}: guessing changed the output")
         target = plain.target
@@ -166,22 +176,27 @@ def workloads(quick: bool) -> tuple[list[Workload], list[int]]:
     edit = Request([*marker, *ids, end, *marker], max_tokens=len(ids) + 16)
     bias = [(token, 1e4) for token in range(1000, 1016)]
     length = 60 if quick else 300
-    fresh = Request(marker, max_tokens=length, temperature=200.0, seed=1, logit_bias=bias, ignore_eos=True)
+    few = 60 if quick else 100
+    fresh = [
+        Request(marker, max_tokens=few, temperature=200.0, seed=seed, logit_bias=bias, ignore_eos=True)
+        for seed in range(1, 4)
+    ]
     code = [
         Request(
             tokenizer.encode(prompt, add_special_tokens=False).ids,
-            max_tokens=length * 4,
+            max_tokens=length,
             temperature=1.0,
             seed=seed,
             ignore_eos=True,
         )
         for seed, prompt in enumerate(PROMPTS)
     ]
+    again = [replace(request, max_tokens=length * 4) for request in code]
     found = [
         Workload("edit", copying, [edit], 1 if quick else 3),
-        Workload("fresh", copying, [fresh], 2 if quick else 5),
-        Workload("code", demo, code, 3 if quick else 15),
-        Workload("again", demo, code, 2 if quick else 5, ask_before=True),
+        Workload("fresh", copying, fresh, 2 if quick else 11),
+        Workload("code", demo, code, 3 if quick else 61),
+        Workload("again", demo, again, 2 if quick else 5, ask_before=True),
     ]
     return found, [*(edits.get(token, token) for token in ids), end]
 

@@ -65,7 +65,7 @@ def test_failures_are_told(executable: Path, server: Server, tmp_path: Path) -> 
     assert done.returncode == 1
     assert "the context holds 2048" in done.stderr
     for arguments, code, words in [
-        (["--url", "https://x"], 2, "wanted http://"),
+        (["--url", "ftp://x"], 2, "wanted http://"),
         (["--url", "http://127.0.0.1:1/v1"], 1, "refused"),
         (["--model", "none"], 1, "does not exist"),
         (["--trace", str(tmp_path / "none")], 2, "No such file"),

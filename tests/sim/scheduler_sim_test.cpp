@@ -168,7 +168,7 @@ class World {
     learning_.emplace_back(load, harness_.took_ns);
   }
 
-  /// What a sequence's drafts add to its steps is at most a fiftieth of what its tokens take without any, and what those that come
+  /// What a sequence's drafts add to its steps is at most a hundredth of what its tokens take without any, and what those that come
   /// true save. And they stand in its own text, or in what its tenant was told.
   void weigh_drafts(const Batch &batch, StepLoad load, int32_t num_drafted, int32_t num_decodes) {
     guesses_.clear();
@@ -192,7 +192,7 @@ class World {
       load.num_tokens += end - first;
       for (int32_t t = first; t < end; ++t) load.decode_keys += arrays.positions[t] + 1;
       double &purse_ns = purses_ns_[sequence.id];
-      purse_ns += token_ns / 50;
+      purse_ns += token_ns / 100;
       const double extra_ns = learnt_.ns(load) - before_ns;
       EXPECT_LE(extra_ns, purse_ns * (1 + 1e-9)) << "request " << sequence.id << " guesses more than it may";
       purse_ns -= extra_ns + token_ns;  // its first token is none that was saved

@@ -26,7 +26,7 @@ Exit codes:
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct AgentArgs {
-    /// The server's base URL
+    /// The server's base URL; over https its certificate must be signed by whom the system trusts, or SSL_CERT_FILE
     #[arg(long, default_value = "http://127.0.0.1:8000/v1")]
     pub url: String,
     /// The model to ask for [default: the first that the server lists]

@@ -48,8 +48,8 @@ pub struct Answer {
 impl Endpoint {
     pub async fn connect(arguments: &AgentArgs) -> Result<Endpoint, AgentError> {
         let url = arguments.url.trim_end_matches('/').to_owned();
-        if !url.starts_with("http://") {
-            return Err(AgentError::Usage(format!("--url {url}: wanted http://HOST:PORT/v1")));
+        if !url.starts_with("http://") && !url.starts_with("https://") {
+            return Err(AgentError::Usage(format!("--url {url}: wanted http://HOST:PORT/v1 or https://HOST/v1")));
         }
         let http = reqwest::Client::builder().no_proxy().build().map_err(|error| failed(&url, &error))?;
         let mut endpoint = Endpoint {

@@ -141,14 +141,14 @@ impl Report {
     pub fn table(&self) -> String {
         let mut text = format!("{} at {}: {}\n\n", self.name, self.url, self.workload);
         text += "at once  turns  failed  first token ms, p50   p95   p99  token ms, p50   p95   p99  tokens/s a user  \
-                 a device  hit rate\n";
+                 in total  a device  hit rate\n";
         for level in &self.levels {
             let Level { first_token_ms: first, per_token_ms: token, .. } = level;
             let hits = level.prefix_hit_rate.map_or("-".into(), |rate| format!("{:.0}%", rate * 1e2));
             // A String takes whatever is written to it.
             let _ = writeln!(
                 text,
-                "{:>7}{:>7}{:>8}{:>21.0}{:>6.0}{:>6.0}{:>15.1}{:>6.1}{:>6.1}{:>17.1}{:>10.1}{:>10}",
+                "{:>7}{:>7}{:>8}{:>21.0}{:>6.0}{:>6.0}{:>15.1}{:>6.1}{:>6.1}{:>17.1}{:>10.1}{:>10.1}{:>10}",
                 level.concurrency,
                 level.turns,
                 level.failed,
@@ -159,6 +159,7 @@ impl Report {
                 token.p95,
                 token.p99,
                 level.tokens_per_s_user,
+                level.tokens_per_s_total,
                 level.tokens_per_s_device,
                 hits
             );
