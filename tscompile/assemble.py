@@ -14,7 +14,8 @@ from tscompile.passes.pack import Packed
 from tscompile.printer import print_graph
 from tscompile.roofline import roofline
 
-# What decides a plan beside the tensors, whose hashes the manifest has: these files' are in "producer".
+# What decides a plan beside the tensors, whose hashes the manifest has: these files' are in "producer", and
+# that of a lockfile of kernels, as kernels.lock.
 INPUTS = (
     "config.json",
     "generation_config.json",
@@ -62,4 +63,6 @@ def producer(build: Build) -> dict[str, Any]:
     compilers = sorted({target.compiler for target in build.targets.values()})
     files = [build.options.model, *(build.checkpoint.folder / name for name in INPUTS)]
     inputs = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+    if lock := build.options.kernels_lock:
+        inputs["kernels.lock"] = hashlib.sha256(lock.read_bytes()).hexdigest()
     return {"tscompile": __version__, "compiler": "; ".join(compilers), "inputs": inputs}

@@ -40,6 +40,7 @@ class Options:
     tokens: int = 0  # of the step that placements are chosen for; 0: max_tokens
     max_context: int = 0  # 0: what config.json says
     page_size: int = 64  # tokens of a KV page that a rank holds
+    kernels_lock: Path | None = None  # of GPU targets (tscompile/kernels/gpu/lockfile.py)
     max_tokens: int = 512  # T of a step
     max_seqs: int = 64  # S of a step
 

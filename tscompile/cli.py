@@ -16,6 +16,8 @@ from typing import Any
 from tscompile import __version__
 from tscompile.build import Options
 from tscompile.errors import CompileError, InternalError
+from tscompile.kernels.gpu.target import GPU_TARGETS
+from tscompile.kernels.target import TARGETS
 
 BUILD_EXAMPLES = """\
 examples:
@@ -99,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         "--target",
         default="",
         metavar="T[,T]",
-        help="cpu-avx2, cpu-avx512, cpu-amx, and, which nothing runs yet, sm_90a, sm_100a; "
+        help=f"CPUs: {', '.join(TARGETS)}; GPUs (a build needs none): {', '.join(GPU_TARGETS)}; "
         "default: this machine's best",
     )
     build.add_argument(
@@ -118,6 +120,12 @@ def _parser() -> argparse.ArgumentParser:
         default=64,
         metavar="N",
         help="tokens of a KV page that a rank holds, a multiple of 32; default: 64",
+    )
+    build.add_argument(
+        "--kernels-lock",
+        type=Path,
+        metavar="FILE",
+        help="of GPU targets: take the kernels that a device has found quickest, as this file says",
     )
     build.add_argument(
         "--no-text", action="store_true", help="leave tokenizer and chat template out: token ids in and out"
@@ -242,6 +250,7 @@ def _options(arguments: argparse.Namespace, find_for: Callable[[Path], Path]) ->
         dump=arguments.dump,
         verify=arguments.verify,
         no_text=arguments.no_text,
+        kernels_lock=arguments.kernels_lock,
         tp=arguments.tp,
         ep=arguments.ep,
         dp=arguments.dp,

@@ -136,7 +136,8 @@ def step_text(step: dict[str, Any]) -> str:
 
 
 def receipt_lines(receipts: Sequence[dict[str, Any]]) -> list[str]:
-    """A line a pattern: how often it matched; below it each place where it did not, and why."""
+    """A line a pattern: how often it matched; below it each place where it did not, and why; of kernels, what
+    else than the cost model decided."""
     lines = []
     for pattern in dict.fromkeys(r["pattern"] for r in receipts):
         tried = [r for r in receipts if r["pattern"] == pattern]
@@ -145,6 +146,8 @@ def receipt_lines(receipts: Sequence[dict[str, Any]]) -> list[str]:
         lines += [
             f"    not at {r['where']} ({r['source']}): {r['reason']}" for r in tried if not r["matched"]
         ]
+        if pattern == "kernel":
+            lines += [f"    {r['where']}: {r['reason']}" for r in tried]
     return lines or ["  none"]
 
 

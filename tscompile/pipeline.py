@@ -83,7 +83,7 @@ def compile_plan(options: Options, say: Progress) -> dict[str, Any]:
         "targets": list(build.targets),
         "ranks": build.mesh.num_ranks,
         "groups": dict(Counter(group.group for group in build.graph.groups())),
-        "fused": sum(r.matched for r in build.receipts if r.pattern != "overlap"),
+        "fused": sum(r.matched for r in build.receipts if r.pattern not in ("overlap", "kernel")),
         "overlapped": sum(r.matched for r in build.receipts if r.pattern == "overlap"),
         "seconds": round(time.monotonic() - start, 3),
     }

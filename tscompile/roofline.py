@@ -27,8 +27,6 @@ from tscompile.price import Prices
 from tscompile.topology import topology_of
 
 CONTEXT = 1024  # tokens that each sequence of a step has behind it
-SHARED_RESERVED = 1024  # bytes of each block, for the system (CUDA C++ Programming Guide)
-REGISTER_UNIT = 256  # registers of a warp are given in multiples of this
 
 
 def roofline(build: Build) -> dict[str, Any]:
@@ -91,9 +89,9 @@ def work_of(step: Group, sizes: Mapping[str, int]) -> tuple[int, int]:
 def occupancy(chosen: GpuStep, table: Mapping[str, Any], target: GpuTarget) -> dict[str, int]:
     launch = chosen.launches[0]
     kernel = table[launch.kernel.symbol]
-    warps = kernel["threads"] // 32
-    registers = warps * round_up(32 * kernel["registers"], REGISTER_UNIT)
-    shared = kernel["shared_bytes"] + SHARED_RESERVED
+    warps = kernel["threads"] // target.warp
+    registers = warps * round_up(target.warp * kernel["registers"], target.register_unit)
+    shared = max(1, kernel["shared_bytes"] + target.shared_reserved)
     fit = min(
         target.sm_blocks,
         target.sm_threads // kernel["threads"],

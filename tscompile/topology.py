@@ -122,7 +122,7 @@ def topology_of(target: str) -> Topology:
                 host=_link(data["links"]["host"]),
                 network=_link(data["links"]["network"]),
             )
-    raise CompileError(f"target {target!r} is not known; known are {', '.join(sorted(known_targets()))}")
+    raise CompileError(f"unknown target {target!r}; known are {', '.join(sorted(known_targets()))}")
 
 
 @cache

@@ -65,6 +65,53 @@ def test_no_second_tier_yet(executable: Path, gpu_plan: Path) -> None:
     assert "offload_bytes is 1048576, but sm_90a runs on a GPU" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("settings", "status", "said"),
+    [
+        ("version=12020", 3, ["the NVIDIA driver is for CUDA 12.2, wanted 12.3 or later: update the driver"]),
+        (
+            "major=8;minor=6",
+            3,
+            [
+                "the plan has kernels for sm_90a, this host runs",
+                "sm_90a runs on GPUs of compute capability 9.0, and here is Fake GPU of 8.6",
+            ],
+        ),
+        ("devices=0", 3, ["the NVIDIA driver sees no GPU: CUDA_ERROR_NO_DEVICE"]),
+        (
+            "total=286720",
+            1,
+            [
+                "not enough memory on Fake GPU: weights take ",
+                "activations and work space ",
+                "batch ",
+                "and the KV cache 64.0 KiB (8 pages of 32 tokens, 8.0 KiB a page), but 280.0 KiB is free: "
+                "ask for fewer pages",
+            ],
+        ),
+        (
+            "oom_at=1",
+            1,
+            [
+                "Fake GPU has not enough memory for what is needed, ",
+                "weights take ",
+                "KV cache 64.0 KiB; 8.0 GiB ",
+            ],
+        ),
+        ("host_oom_at=1", 1, ["getting pinned memory for the batch", "CUDA_ERROR_OUT_OF_MEMORY"]),
+    ],
+)
+def test_what_a_gpu_lacks_is_named(
+    executable: Path, gpu_plan: Path, settings: str, status: int, said: list[str]
+) -> None:
+    """One line, and the status: 3 for a host that does not run the plan, 1 for one too small."""
+    done = generate(executable, gpu_plan, TSRUNTIME_LIBCUDA=str(FAKE), FAKE_CUDA=settings)
+    assert done.returncode == status
+    assert done.stderr.count("\n") == 1
+    for text in said:
+        assert text in done.stderr
+
+
 def test_without_a_driver(executable: Path, gpu_plan: Path) -> None:
     done = generate(executable, gpu_plan, TSRUNTIME_LIBCUDA="/nowhere/libcuda.so.1")
     assert done.returncode == 3

@@ -22,12 +22,16 @@ import lease
 from fake_driver import FakeDriver, library_path
 from triton_arrays import CASES, TORCH, compiled
 
+from tscompile.kernels import desc
+from tscompile.kernels.gpu.lockfile import Lockfile
+from tscompile.kernels.gpu.offers import Choice
+from tscompile.kernels.gpu.select import decide
 from tscompile.kernels.gpu.spec import POINTER_BYTES
 
 
 def dry_run(folder: Path) -> list[str]:
     """What is wrong with the report."""
-    lease.prepare(folder, 1)
+    lease.prepare(folder, 1, lease.TIMED[:1])
     kernels = {kernel.symbol: kernel for kernel in lease.kernels_of_cases(1)}
 
     def run(symbol: str, grid: tuple[int, int, int], addresses: list[int]) -> None:
@@ -55,7 +59,15 @@ def dry_run(folder: Path) -> list[str]:
         wrong.append(f"the report lacks {sorted(missing)}")
     if len(report["linears"]) != 4 * len(lease.SHAPES):
         wrong.append(f"{len(report['linears'])} linear layers were timed, wanted 4 a model")
+    lock = Lockfile.read(folder / "kernels.lock")
+    asked = [choose_by(lock, made) for shape in lease.SHAPES.values() for made in lease.linears_of(shape)]
+    if len(lock.used) != len(lock.entries) or not all("says the lockfile" in choice.why for choice in asked):
+        wrong.append("the lockfile is not what a build of these models asks for")
     return wrong
+
+
+def choose_by(lock: Lockfile, made: desc.Linear) -> Choice:
+    return decide(made, lease.TARGET, lease.rows_of(lease.TIMED[0]), lock)
 
 
 def main() -> int:

@@ -4,11 +4,15 @@ rotated cold weights, beside cuBLAS; a small model runs through the engine. Star
 
     lease.py prepare FOLDER           on any machine: kernels compiled, a plan, and what the CPU says of it
     lease.py run FOLDER OUT.json      with a GPU; --library names a driver, --quick takes few of each
+
+Beside OUT.json comes kernels.lock, for `tscompile build --kernels-lock`: of the ways to compute each linear
+that were timed, the quickest.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import sys
@@ -25,12 +29,14 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import triton_arrays  # noqa: E402
 from driver import Driver, DriverError, Function  # noqa: E402
-from kernels_of_models import SHAPES, descriptions, launches  # noqa: E402
+from kernels_of_models import SHAPES, Shape, descriptions, launches  # noqa: E402
 from triton_arrays import CASES, GUARD, Guarded  # noqa: E402
 
 from tscompile.kernels import desc  # noqa: E402
-from tscompile.kernels.gpu.select import Rows, choose  # noqa: E402
-from tscompile.kernels.gpu.spec import SCRATCH, GpuKernel  # noqa: E402
+from tscompile.kernels.gpu import lockfile  # noqa: E402
+from tscompile.kernels.gpu.offers import Offer  # noqa: E402
+from tscompile.kernels.gpu.select import choose, offered  # noqa: E402
+from tscompile.kernels.gpu.spec import SCRATCH, GpuKernel, GpuLaunch, Rows  # noqa: E402
 from tscompile.layout import stored_shape  # noqa: E402
 
 TARGET = triton_arrays.TARGET
@@ -52,8 +58,34 @@ def kernels_of_cases(num: int) -> Iterator[GpuKernel]:
             yield from (launch.kernel for launch in choose(case.made, TARGET, case.rows).launches)
 
 
-def prepare(folder: Path, num: int) -> None:
-    """Writes FOLDER/kernels.json, cubins, plan.tsp and expected.json."""
+def linears_of(shape: Shape) -> Iterator[desc.Linear]:
+    yield from (made for made in descriptions(shape) if isinstance(made, desc.Linear) and not made.gather)
+
+
+def rows_of(num: int) -> Rows:
+    return Rows(num, min(num, 64))
+
+
+def timed_offers(made: desc.Linear, num: int) -> list[Offer]:
+    """The ways that are timed, the cost model's first: of each shape of tile the two deepest."""
+    found: list[Offer] = []
+    seen: dict[str, int] = {}
+    for offer in offered(made, TARGET, rows_of(num)):
+        shape = offer.config.partition(" stages=")[0]
+        if offer.operand_bytes <= TARGET.tile_bytes and seen.get(shape, 0) < 2:
+            seen[shape] = seen.get(shape, 0) + 1
+            found.append(offer)
+    return found
+
+
+def launch_of(offer: Offer) -> GpuLaunch:
+    (launch,) = offer.step.launches
+    return launch
+
+
+def prepare(folder: Path, num: int, tokens: tuple[int, ...] = TIMED) -> None:
+    """Writes FOLDER/kernels.json, cubins, plan.tsp and expected.json. tokens: of the steps that linears are
+    timed in."""
     import checkpoints
     import plans
 
@@ -65,6 +97,9 @@ def prepare(folder: Path, num: int) -> None:
     kernels = {kernel.symbol: kernel for kernel in kernels_of_cases(num)}
     for shape in SHAPES.values():
         kernels |= {launch.kernel.symbol: launch.kernel for launch in launches(shape, TARGET, TIMED)}
+        for made in linears_of(shape):
+            ways = [launch_of(offer) for size in tokens for offer in timed_offers(made, size)]
+            kernels |= {launch.kernel.symbol: launch.kernel for launch in ways}
     compiled, version = compile_all(list(kernels.values()), TARGET, cache=cache_folder())
     library, table = library_of(compiled, TARGET)
     (folder / "cubins").write_bytes(library)
@@ -146,23 +181,20 @@ def check_kernels(kernels: Kernels, num: int) -> list[dict[str, Any]]:
 
 
 def time_linears(kernels: Kernels, tokens: tuple[int, ...], cold: int, replays: int) -> list[dict[str, Any]]:
-    """Microseconds of a launch, of random values, and of torch.matmul of the same shapes where torch has a
-    GPU."""
+    """Microseconds of a launch, of random values, by each way that is offered, the cost model's first; and of
+    torch.matmul of the same shapes where torch has a GPU."""
     found = []
     for name, shape in SHAPES.items():
-        for made in descriptions(shape):
-            if not isinstance(made, desc.Linear) or made.gather:
-                continue
+        for made in linears_of(shape):
             for num in tokens:
                 line = {"model": name, "n": made.n, "k": made.k, "swiglu": bool(made.swiglu), "tokens": num}
                 line |= time_linear(kernels, made, num, cold, replays)
-                found.append(line)
+                found.append(line | {"bucket": lockfile.bucket_of(made, rows_of(num)), "desc": made.text})
     return found
 
 
 def time_linear(kernels: Kernels, made: desc.Linear, num: int, cold: int, replays: int) -> dict[str, Any]:
     driver = kernels.driver
-    (launch,) = choose(made, TARGET, Rows(num, min(num, 64))).launches
     row = stored_shape("rows", "bf16", (made.k,))[-1]
     weight_bytes = 2 * made.n * row
     copies = max(1, -(-cold // weight_bytes))
@@ -179,25 +211,40 @@ def time_linear(kernels: Kernels, made: desc.Linear, num: int, cold: int, replay
     part = bf16(random, min(weight_bytes // 2, 1 << 24))
     for begin in range(0, sizes["weight"], len(part)):
         driver.write(at["weight"] + begin, part[: sizes["weight"] - begin])
-    with driver.graph() as graph:
-        for copy in range(copies):
-            here = at | {"weight": at["weight"] + copy * weight_bytes}
-            params = [here[p.name] for p in launch.kernel.params]
-            driver.launch(
-                kernels.functions[launch.kernel.symbol],
-                launch.grid,
-                [*params, *(0 for _ in SCRATCH)],
-                programmatic=copy > 0,
-            )
-    seconds = best(lambda: driver.replay(graph[0]), driver.synchronize, replays) / copies
-    driver.drop(graph[0])
+    ways: list[dict[str, Any]] = []
+    for offer in timed_offers(made, num):
+        launch = launch_of(offer)
+        with driver.graph() as graph:
+            for copy in range(copies):
+                here = at | {"weight": at["weight"] + copy * weight_bytes}
+                params = [here[p.name] for p in launch.kernel.params]
+                driver.launch(
+                    kernels.functions[launch.kernel.symbol],
+                    launch.grid,
+                    [*params, *(0 for _ in SCRATCH)],
+                    programmatic=copy > 0,
+                )
+        replay = graph[0]
+        seconds = best(lambda: driver.replay(replay), driver.synchronize, replays) / copies  # noqa: B023
+        driver.drop(replay)
+        ways.append({"kernel": launch.kernel.symbol, "config": offer.config, "us": 1e6 * seconds})
     for address in at.values():
         driver.free(address)
-    line: dict[str, Any] = {"kernel": launch.kernel.symbol, "copies": copies, "us": 1e6 * seconds}
-    line["weight_bytes_per_s"] = weight_bytes / seconds
+    line = ways[0] | {"copies": copies, "weight_bytes_per_s": weight_bytes / (ways[0]["us"] / 1e6)}
     if kernels.beside_torch:
         line["torch_us"] = 1e6 * time_torch(made.n, made.k, num, copies, replays)
-    return line
+    return line | {"offers": ways}
+
+
+def locked(linears: list[dict[str, Any]], device: str, date: str) -> list[lockfile.Entry]:
+    """Of each linear and bucket, the way that took least."""
+    quickest = [(line, min(line["offers"], key=lambda way: way["us"])) for line in linears]
+    return [
+        lockfile.Entry(
+            TARGET.name, line["desc"], line["bucket"], way["config"], round(way["us"], 3), device, date
+        )
+        for line, way in quickest
+    ]
 
 
 def time_torch(n: int, k: int, num: int, copies: int, replays: int) -> float:
@@ -253,7 +300,10 @@ def run(folder: Path, out: Path, library: str | None, quick: bool) -> int:
     found = log_probabilities(folder / "plan.tsp", TARGET.name, library)
     differences = np.abs(np.array(found) - np.array(expected))
     done(engine={"max_difference": float(differences.max()), "limit": 0.15})
-    done(linears=time_linears(kernels, TIMED[:1] if quick else TIMED, 0 if quick else COLD_BYTES, REPLAYS))
+    linears = time_linears(kernels, TIMED[:1] if quick else TIMED, 0 if quick else COLD_BYTES, REPLAYS)
+    done(linears=linears)
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    out.with_name("kernels.lock").write_text(lockfile.text_of(locked(linears, driver.name, today)))
     wrong = [case for case in cases if "error" in case]
     good = not wrong and not kernels.refused and differences.max() < report["engine"]["limit"]
     print(f"{driver.name}: {len(kernels.functions)} kernels loaded, {len(kernels.refused)} refused; "
@@ -275,7 +325,7 @@ def main() -> int:
     second.add_argument("--library")
     given = parser.parse_args()
     if given.command == "prepare":
-        prepare(given.folder, 1 if given.quick else SEEDS)
+        prepare(given.folder, 1 if given.quick else SEEDS, TIMED[:1] if given.quick else TIMED)
         return 0
     os.environ.setdefault("TS_ENGINE_LIBRARY", str(given.folder / "libtsengine.so"))
     return run(given.folder, given.out, given.library, given.quick)

@@ -2,7 +2,7 @@
 # One run on a machine with a GPU, of less than ten minutes. It has not been on one: its parts were run against the fake driver alone.
 #
 #   tests/gpu/lease.sh prepare   on this machine: compiles all that is needed into .lease, which git ignores (carry it along)
-#   tests/gpu/lease.sh           on the other: checks and measures, and writes $OUT/lease.json; needs Python with torch, numpy and
+#   tests/gpu/lease.sh           on the other: checks and measures, and writes $OUT/lease.json and $OUT/kernels.lock; needs Python with torch, numpy and
 #                                jinja2. --quick: few of each
 set -eu
 cd "$(dirname "$0")/../.."

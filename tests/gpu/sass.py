@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import gcn
 import triton
 
 from tscompile.kernels.gpu.build import Compiled
@@ -45,7 +46,9 @@ def instructions(cubin: bytes) -> list[str]:
 
 def lint(kernel: GpuKernel, made: Compiled, target: GpuTarget) -> list[str]:
     """What is wrong, a line each."""
-    code = instructions(made.cubin)
+    if target.backend == "hip":
+        return gcn.lint(kernel, made, target)
+    code = instructions(made.binary)
     rules: tuple[Callable[..., Iterator[str]], ...] = (attributes, memory, products, dependent_launch)
     return [
         f"{kernel.symbol} for {target.name}: {problem}"
@@ -55,8 +58,8 @@ def lint(kernel: GpuKernel, made: Compiled, target: GpuTarget) -> list[str]:
 
 
 def attributes(kernel: GpuKernel, made: Compiled, target: GpuTarget, code: list[str]) -> Iterator[str]:
-    if parameters(made.cubin) != kernel.table:
-        yield f"takes parameters {parameters(made.cubin)}, the plan packs {kernel.table}"
+    if parameters(made.binary) != kernel.table:
+        yield f"takes parameters {parameters(made.binary)}, the plan packs {kernel.table}"
     if not 32 <= 32 * made.num_warps <= target.block_threads:
         yield f"{made.num_warps} warps"
     if made.num_ctas != 1:

@@ -69,7 +69,7 @@ def test_the_lint_can_fail() -> None:
     lines = "\n".join(sass.lint(norm, spilled, target))
     for word in ("spills", "C7508", "shared memory"):
         assert word in lines
-    stripped = [name for name in sass.instructions(made[norm.symbol].cubin) if name != sass.WAIT]
+    stripped = [name for name in sass.instructions(made[norm.symbol].binary) if name != sass.WAIT]
     assert list(sass.dependent_launch(norm, made[norm.symbol], target, stripped)) == ["no griddepcontrol"]
     assert list(
         sass.dependent_launch(norm, made[norm.symbol], target, ["STG.E", sass.WAIT, sass.LET_NEXT_BEGIN])
@@ -91,7 +91,7 @@ def test_same_bytes_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         found.append(made[kernel.symbol])
     if any(made.randomised for made in found):
         pytest.skip("this system does not let a process turn address randomisation off")
-    assert found[0].cubin == found[1].cubin
+    assert found[0].binary == found[1].binary
 
 
 def test_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     again, _ = compile_all([kernel], target, cache=tmp_path)
     assert again == first
     good = build.emit(kernel)
-    monkeypatch.setattr(build, "emit", lambda _: good + "# changed")
+    monkeypatch.setattr(build, "emit", lambda *_, **__: good + "# changed")
     with pytest.raises(RuntimeError, match="a worker was started"):
         compile_all([kernel], target, cache=tmp_path)
 
@@ -117,11 +117,11 @@ def test_a_kernel_that_does_not_compile(tmp_path: Path, monkeypatch: pytest.Monk
     target = GPU_TARGETS["sm_90a"]
     kernel = choose(desc.GatherRows(args_of("x", "out!"), 64, "bf16"), target, Rows(8, 8)).launches[0].kernel
     good = build.emit(kernel)
-    monkeypatch.setattr(build, "emit", lambda _: good.replace("column < WIDTH", "column < HEIGHT"))
+    monkeypatch.setattr(build, "emit", lambda *_, **__: good.replace("column < WIDTH", "column < HEIGHT"))
     with pytest.raises(InternalError, match=rf"(?s){kernel.symbol} for sm_90a: .*HEIGHT"):
         compile_all([kernel], target, cache=tmp_path)
     assert not list(tmp_path.glob("cubins/*"))
-    monkeypatch.setattr(build, "emit", lambda _: "import os; os._exit(3)")
+    monkeypatch.setattr(build, "emit", lambda *_, **__: "import os; os._exit(3)")
     with pytest.raises(InternalError, match="the worker that compiled it ended with status 3"):
         compile_all([kernel], target, cache=tmp_path)
 
@@ -132,6 +132,27 @@ def test_without_triton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         CompileError, match=r"needs the Python package triton.*pip install 'tscompile\[build\]'"
     ):
         compile_all([], GPU_TARGETS["sm_90a"], cache=tmp_path)
+
+
+def test_with_a_triton_that_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = GPU_TARGETS["sm_90a"]
+    kernel = choose(desc.GatherRows(args_of("x", "out!"), 64, "bf16"), target, Rows(8, 8)).launches[0].kernel
+    good = build.emit(kernel)
+    monkeypatch.setattr(build, "emit", lambda *_, **__: good.replace("gdc_wait\n", "gdc_wait_for_ever\n"))
+    with pytest.raises(
+        CompileError, match=r"(?s)cannot be used \(ImportError: .*gdc_wait_for_ever.*pip install 'tscompile"
+    ):
+        compile_all([kernel], target, cache=tmp_path)
+    spec = importlib.util.spec_from_file_location("triton", tmp_path / "triton/__init__.py")
+    assert spec is not None
+    spec.submodule_search_locations = [str(tmp_path / "triton")]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
+    with pytest.raises(
+        CompileError,
+        match=r"for sm_90a needs ptxas, which .* triton brings, and .*/backends/nvidia/bin/ptxas does not "
+        r"run \(No such file or directory\): pip install --force-reinstall triton",
+    ):
+        compilers(target)
 
 
 def test_what_no_kernel_does() -> None:

@@ -119,5 +119,5 @@ def test_a_target_that_is_not_known() -> None:
     with pytest.raises(CompileError) as error:
         topology_of("sm_80")
     assert str(error.value) == (
-        "target 'sm_80' is not known; known are cpu-amx, cpu-avx2, cpu-avx512, sm_100a, sm_90a"
+        "unknown target 'sm_80'; known are cpu-amx, cpu-avx2, cpu-avx512, gfx950, sm_100a, sm_90a"
     )

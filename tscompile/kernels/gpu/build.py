@@ -1,4 +1,4 @@
-"""Kernels -> cubins, compiled in worker processes and cached by content.
+"""Kernels -> cubins, or AMD's code objects, compiled in worker processes and cached by content.
 
 A worker (tscompile/kernels/gpu/worker.py) has Triton loaded, and its own environment: no variable that
 changes what Triton makes reaches it. As many work as there are cores and memory for.
@@ -23,7 +23,8 @@ from typing import Any
 
 from tscompile.errors import CompileError, InternalError
 from tscompile.kernels.build import publish
-from tscompile.kernels.gpu.cubin import Resources, parameters, resources
+from tscompile.kernels.gpu import cubin, hsaco
+from tscompile.kernels.gpu.cubin import Resources
 from tscompile.kernels.gpu.emit import emit
 from tscompile.kernels.gpu.spec import GpuKernel
 from tscompile.kernels.gpu.target import GpuTarget
@@ -36,27 +37,38 @@ MISSING = (
     "compiling for {target} needs the Python package triton, which torch brings on Linux: "
     "pip install 'tscompile[build]'. No GPU and no CUDA toolkit is needed"
 )
+UNUSABLE = (
+    "compiling for {target} needs the Python package triton, and this one cannot be used ({why}): "
+    "pip install 'tscompile[build]' brings the one that the kernels are written for"
+)
 Progress = Callable[[int, int], None]  # kernels done, of how many
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel's cubin. num_warps, shared_bytes, num_ctas: how it is launched. randomised: whether another
-    build may give other bytes (tscompile/kernels/gpu/worker.py)."""
+    """A kernel's machine code: a cubin, or a code object of an AMD GPU, whose text is `isa`. num_warps,
+    shared_bytes, num_ctas: how it is launched; params: (offset, bytes) of each parameter, as it says itself.
+    randomised: whether another build may give other bytes (tscompile/kernels/gpu/worker.py)."""
 
-    cubin: bytes
+    binary: bytes
+    params: list[tuple[int, int]]
     num_warps: int
     num_ctas: int
     shared_bytes: int
     tensor_columns: int  # of tensor memory, on sm_100a
     resources: Resources
     randomised: bool
+    isa: str = ""
 
     @classmethod
     def of(cls, kernel: GpuKernel, answer: Mapping[str, Any], target: GpuTarget) -> Compiled:
         """Checked against what the plan will say of the kernel. InternalError if it differs."""
-        cubin, where = base64.b64decode(answer["cubin"]), f"{kernel.symbol} for {target.name}"
-        found = parameters(cubin, kernel.symbol)
+        binary, where = base64.b64decode(answer["binary"]), f"{kernel.symbol} for {target.name}"
+        if isinstance(target.arch, str):
+            said = hsaco.kernel_of(binary, kernel.symbol, target.arch)
+            found, taken = hsaco.parameters(said), hsaco.resources(said)
+        else:
+            found, taken = cubin.parameters(binary, kernel.symbol), cubin.resources(answer["ptxas"])
         if found != kernel.table:
             raise InternalError(f"{where} takes parameters at {found}, the plan packs {kernel.table}")
         if answer["global_scratch_size"] or answer["profile_scratch_size"]:
@@ -66,13 +78,15 @@ class Compiled:
                 f"{where} takes {answer['shared']} bytes of shared memory, there are {target.shared_bytes}"
             )
         return cls(
-            cubin,
+            binary,
+            found,
             answer["num_warps"],
             answer["num_ctas"],
             answer["shared"],
             answer["tmem_size"] or 0,
-            resources(answer["ptxas"]),
+            taken,
             answer["randomised"],
+            answer.get("isa", ""),
         )
 
 
@@ -85,10 +99,12 @@ def compile_all(
 ) -> tuple[dict[str, Compiled], str]:
     """Each kernel's symbol -> what was made of it, and the compilers' versions.
 
-    CompileError if there is no Triton or the cache cannot be written; InternalError, with the compiler's
-    words, if a kernel does not compile."""
+    CompileError if there is no Triton that works, or the cache cannot be written; InternalError, with the
+    compiler's words, if a kernel does not compile."""
     distinct, version = {kernel.symbol: kernel for kernel in kernels}, compilers(target)
-    sources = {symbol: emit(kernel) for symbol, kernel in distinct.items()}
+    sources = {
+        symbol: emit(kernel, dependent_launch=target.dependent_launch) for symbol, kernel in distinct.items()
+    }
     with _Workers(target, min(num_workers(), len(distinct))) as workers:
         folder = cache / "cubins"
         done = 0
@@ -100,12 +116,14 @@ def compile_all(
                 "types": [param.type for param in kernel.params],
                 "num_warps": kernel.config.num_warps,
                 "num_stages": kernel.config.num_stages,
-                "arch": target.arch,
+                "target": (target.backend, target.arch, target.warp),
             }
             text = json.dumps([version, WORKER.read_text(), job], sort_keys=True)
             path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
             if not path.is_file():
                 answer = workers.ask(job)
+                if "unusable" in answer:
+                    raise CompileError(UNUSABLE.format(target=target.name, why=answer["unusable"]))
                 if "error" in answer:
                     raise InternalError(f"{kernel.symbol} for {target.name}: {answer['error']}")
                 Compiled.of(kernel, answer, target)
@@ -129,32 +147,41 @@ def compile_all(
 
 
 def library_of(compiled: Mapping[str, Compiled], target: GpuTarget) -> tuple[bytes, dict[str, Any]]:
-    """What the plan holds of kernels: their cubins, one after the other, each at a multiple of 64; and the
-    program's "kernels", by symbol (ARCHITECTURE.md, "GPU targets")."""
+    """What the plan holds of kernels: their machine code, one after the other, each at a multiple of 64; and
+    the program's "kernels", by symbol (ARCHITECTURE.md, "GPU targets")."""
     library, table = b"", {}
     for symbol, made in sorted(compiled.items()):
         table[symbol] = {
             "offset": len(library),
-            "bytes": len(made.cubin),
-            "threads": 32 * made.num_warps,
+            "bytes": len(made.binary),
+            "threads": target.warp * made.num_warps,
             "shared_bytes": made.shared_bytes,
             "registers": made.resources.registers,
-            "params": parameters(made.cubin, symbol),
+            "params": made.params,
         }
-        library += made.cubin + b"\0" * (-len(made.cubin) % ALIGN)
+        library += made.binary + b"\0" * (-len(made.binary) % ALIGN)
     return library, table
 
 
 def compilers(target: GpuTarget) -> str:
-    """Versions of Triton and of the assembler that it brings for the target, for the plan and for cache
-    keys. CompileError if there is no Triton."""
+    """Versions of Triton and, if it is a program of its own, of the assembler that it brings for the target,
+    for the plan and for cache keys. CompileError if there is no Triton, or none of its assembler."""
     found = importlib.util.find_spec("triton")
     if found is None or not found.submodule_search_locations:
         raise CompileError(MISSING.format(target=target.name))
-    tools = Path(found.submodule_search_locations[0]) / "backends/nvidia/bin"
-    assembler = tools / ("ptxas-blackwell" if target.arch >= 100 else "ptxas")
-    said = subprocess.run([assembler, "--version"], capture_output=True, text=True, check=True).stdout
-    return f"triton {importlib.metadata.version('triton')}, ptxas {said.strip().split(' V')[-1].split()[0]}"
+    version = f"triton {importlib.metadata.version('triton')}"
+    if not target.assembler:
+        return version
+    assembler = Path(found.submodule_search_locations[0]) / "backends/nvidia/bin" / target.assembler
+    try:
+        said = subprocess.run([assembler, "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise CompileError(
+            f"compiling for {target.name} needs {assembler.name}, which the Python package triton brings, "
+            f"and {assembler} does not run ({why}): pip install --force-reinstall triton"
+        ) from None
+    return f"{version}, ptxas {said.strip().split(' V')[-1].split()[0]}"
 
 
 def num_workers() -> int:

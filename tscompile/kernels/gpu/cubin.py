@@ -30,7 +30,7 @@ class Resources(NamedTuple):
 def parameters(cubin: bytes, symbol: str) -> list[tuple[int, int]]:
     """(offset, bytes) of each parameter, in order."""
     found = {}
-    info = next((data for name, data in _sections(cubin) if name == f".nv.info.{symbol}"), None)
+    info = next((data for name, data in sections(cubin) if name == f".nv.info.{symbol}"), None)
     if info is None:
         raise InternalError(f"the cubin has no kernel {symbol}")
     at = 0
@@ -45,10 +45,10 @@ def parameters(cubin: bytes, symbol: str) -> list[tuple[int, int]]:
     return [found[ordinal] for ordinal in sorted(found)]
 
 
-def _sections(elf: bytes) -> Iterator[tuple[str, bytes]]:
+def sections(elf: bytes) -> Iterator[tuple[str, bytes]]:
     """Name and content of each section of a little-endian ELF64 file."""
     if elf[:6] != b"\x7fELF\x02\x01":
-        raise InternalError("a cubin that is no ELF64 file")
+        raise InternalError("machine code that is no ELF64 file")
     (table,) = struct.unpack_from("<Q", elf, 0x28)
     entry, count, names = struct.unpack_from("<HHH", elf, 0x3A)
     heads = [struct.unpack_from("<IIQQQQ", elf, table + i * entry) for i in range(count)]

@@ -27,9 +27,10 @@ FUNCTIONS = {
 }
 
 
-def emit(kernel: GpuKernel, *, interpret: bool = False) -> str:
+def emit(kernel: GpuKernel, *, interpret: bool = False, dependent_launch: bool = True) -> str:
     """The source: one function of the name kernel.symbol, which takes kernel.params. interpret: for Triton's
-    interpreter instead of its compiler."""
+    interpreter instead of its compiler. dependent_launch: whether the target has programmatic dependent
+    launch."""
     aliases = [f"{role} = {arg.roles[0]}" for arg in kernel.desc.args for role in arg.roles[1:]]
     return (
         _environment()
@@ -42,6 +43,7 @@ def emit(kernel: GpuKernel, *, interpret: bool = False) -> str:
             aliases=aliases,
             functions=FUNCTIONS,
             interpret=interpret,
+            dependent_launch=dependent_launch and not interpret,
         )
     )
 

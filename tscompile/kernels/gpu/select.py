@@ -1,20 +1,24 @@
-"""Description, target and bucket of tokens -> the launches that compute it.
+"""Description, target and bucket of tokens -> the ways to compute it, the best first.
 
-Pure and deterministic: it knows the target's limits and its topology's speeds, never this machine's. Of a
-few candidate tiles a small cost model takes the quickest: the longer of products, at the tensor cores' peak
-for as many waves of tiles as there are, and of reading, at the speed that the bytes on their way allow
-(Little's law), the memory's at most. A lockfile of what a device has measured will come before it.
+Pure and deterministic: it knows the target's limits and its topology's speeds, never this machine's. A small
+cost model orders tiles: by the longer of products, at the tensor cores' peak for as many waves of tiles as
+there are, and of reading, at the speed that the bytes on their way allow (Little's law), the memory's at
+most. Which one is taken, offers.py says: a lockfile of what a device has measured comes before the model.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tscompile.errors import CompileError
 from tscompile.kernels import desc
 from tscompile.kernels.desc import Arg, KernelDesc, padded_head
-from tscompile.kernels.gpu.spec import BATCH, Config, GpuKernel, GpuLaunch, GpuStep, Param, Work
+from tscompile.kernels.gpu import offers
+from tscompile.kernels.gpu.lockfile import Lockfile
+from tscompile.kernels.gpu.offers import Choice, Offer
+from tscompile.kernels.gpu.spec import BATCH, Config, GpuKernel, GpuLaunch, GpuStep, Param, Rows, Work
 from tscompile.kernels.gpu.target import GpuTarget
 from tscompile.layout import round_up
 from tscompile.topology import topology_of
@@ -25,24 +29,24 @@ MAX_SPLITS = 16
 MAX_DIM = 256  # of a head: q, k, v and their sums stay in registers and shared memory
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The most that a step of the bucket has: T tokens, S sequences, L rows of logits."""
-
-    tokens: int
-    seqs: int
-
-    def of(self, dim: str) -> int:
-        return {"T": self.tokens, "1": 1}.get(dim, self.seqs)
-
-
 def pow2(n: int) -> int:
     """The least power of two that is at least n."""
     return 1 << max(0, n - 1).bit_length()
 
 
 def choose(made: KernelDesc, target: GpuTarget, rows: Rows) -> GpuStep:
-    """CompileError for a kind, or a size, that no kernel of the target computes."""
+    """By the cost model alone. CompileError as decide() has."""
+    return decide(made, target, rows, None).step
+
+
+def decide(made: KernelDesc, target: GpuTarget, rows: Rows, lock: Lockfile | None) -> Choice:
+    """CompileError as offered() has; if nothing fits; if the lockfile names what is not offered."""
+    return offers.choose(offered(made, target, rows), made, target, rows, lock)
+
+
+def offered(made: KernelDesc, target: GpuTarget, rows: Rows) -> list[Offer]:
+    """The best first; some may not fit. CompileError for a kind, or a size, that no kernel of the target
+    computes."""
     if type(made) not in _CHOOSERS:
         raise CompileError(
             f"{target.name} has no kernel of kind {made.kind} yet, which the model needs; it has "
@@ -53,7 +57,8 @@ def choose(made: KernelDesc, target: GpuTarget, rows: Rows) -> GpuStep:
         raise CompileError(f"{target.name} has kernels for bf16, not for {dtype}: build with --dtype bf16")
     if getattr(made, "parts", 1) > 1:
         raise CompileError(f"{target.name} has no kernels for a context in parts yet: build without --cp")
-    return _CHOOSERS[type(made)](made, target, rows)
+    found = _CHOOSERS[type(made)](made, target, rows)
+    return [Offer(found)] if isinstance(found, GpuStep) else found
 
 
 def _kernel(
@@ -82,21 +87,21 @@ def _one(kernel: GpuKernel, *grid: int) -> GpuStep:
     return GpuStep((GpuLaunch(kernel, (x, y, z)),))
 
 
-def _warps(elements: int, each: int = 8) -> int:
-    """Such that a thread has about `each` of the elements."""
-    return min(max(pow2(elements // (32 * each)), 1), 16)
+def _warps(elements: int, each: int = 8, warp: int = 32) -> int:
+    """Such that a thread has about `each` of the elements. warp: its threads."""
+    return min(max(pow2(elements // (warp * each)), 1), 512 // warp)
 
 
 def _embed(made: desc.Embed, target: GpuTarget, rows: Rows) -> GpuStep:
     block = min(pow2(made.width), 1024)
-    config = Config((("block", block),), _warps(block))
+    config = Config((("block", block),), _warps(block, warp=target.warp))
     dtypes = {"table": made.dtype, "rank": "f32", "out": "f32"}
     return _one(_kernel(made, dtypes, (made.ids,), config), rows.tokens, -(-made.width // block))
 
 
 def _gather_rows(made: desc.GatherRows, target: GpuTarget, rows: Rows) -> GpuStep:
     block = min(pow2(made.width), 1024)
-    config = Config((("block", block),), _warps(block))
+    config = Config((("block", block),), _warps(block, warp=target.warp))
     kernel = _kernel(made, {"x": made.dtype, "out": made.dtype}, ("logit_rows",), config)
     return _one(kernel, rows.seqs, -(-made.width // block))
 
@@ -104,7 +109,7 @@ def _gather_rows(made: desc.GatherRows, target: GpuTarget, rows: Rows) -> GpuSte
 def _rms_norm(made: desc.RmsNorm, target: GpuTarget, rows: Rows) -> GpuStep:
     block = pow2(made.width)
     dtypes = dict.fromkeys(("x", "delta", "weight", "sum"), "f32") | {"out": made.out_dtype}
-    kernel = _kernel(made, dtypes, (), Config((("block", block),), _warps(block)))
+    kernel = _kernel(made, dtypes, (), Config((("block", block),), _warps(block, warp=target.warp)))
     return _one(kernel, rows.of(made.rows) * made.heads)
 
 
@@ -112,7 +117,7 @@ def _qkv_write(made: desc.QkvWrite, target: GpuTarget, rows: Rows) -> GpuStep:
     _check_head(made.head_dim, target)
     heads, block = made.heads + 2 * made.kv_heads, pow2(padded_head(made.head_dim))
     each = min(4, pow2(heads))
-    config = Config((("heads", each), ("block", block)), _warps(each * block, 4))
+    config = Config((("heads", each), ("block", block)), _warps(each * block, 4, target.warp))
     dtypes = dict.fromkeys(("qkv", "q_norm", "k_norm", "table"), "f32")
     dtypes |= {"kv": made.dtype, "q": made.dtype}
     kernel = _kernel(made, dtypes, ("positions", "slots"), config)
@@ -121,7 +126,7 @@ def _qkv_write(made: desc.QkvWrite, target: GpuTarget, rows: Rows) -> GpuStep:
 
 def _elementwise(made: desc.Elementwise, target: GpuTarget, rows: Rows) -> GpuStep:
     block = min(pow2(made.row), 1024)
-    config = Config((("block", block),), _warps(block))
+    config = Config((("block", block),), _warps(block, warp=target.warp))
     dtypes = {f"a{i}": leaf.dtype for i, leaf in enumerate(made.leaves)}
     dtypes |= {f"y{i}": dtype for i, dtype in enumerate(made.out_dtypes)}
     return _one(_kernel(made, dtypes, (), config), rows.of(made.rows), -(-made.row // block))
@@ -161,7 +166,7 @@ def _attention(made: desc.Attention, target: GpuTarget, rows: Rows) -> GpuStep:
         made,
         dtypes,
         (),
-        Config((("block", block), ("splits", splits)), 1 if block <= 64 else 2),
+        Config((("block", block), ("splits", splits)), 1 if block <= 2 * target.warp else 2),
         template="attention_combine",
         work=between,
         without=("q", "kv"),
@@ -172,26 +177,30 @@ def _attention(made: desc.Attention, target: GpuTarget, rows: Rows) -> GpuStep:
     return GpuStep(launches, work)
 
 
-def _linear(made: desc.Linear, target: GpuTarget, rows: Rows) -> GpuStep:
+def _linear(made: desc.Linear, target: GpuTarget, rows: Rows) -> list[Offer]:
     num_rows = rows.of(made.rows) * made.fold
     dtypes = {"x": made.dtype, "weight": made.dtype, "bias": "f32", "out": made.out_dtype}
     batch = ("logit_rows",) if made.gather else ()
     width = made.swiglu or made.n
+    found = []
     if num_rows <= GEMV_ROWS:
         # a thread reads 16 bytes at once; few columns, so that every multiprocessor has some
         block = min(pow2(made.k), 1024)
-        columns = (4 if made.swiglu else 8) // num_rows
+        most = columns = (4 if made.swiglu else 8) // num_rows
         while columns > 1 and width < 2 * target.num_sms * columns:
             columns //= 2
-        values = (("rows", num_rows), ("columns", columns), ("block", block))
-        kernel = _kernel(
-            made, dtypes, batch, Config(values, min(_warps(columns * block), 4)), template="gemv"
-        )
-        return _one(kernel, -(-width // columns))
-    best = min(_tiles(made, num_rows, target), key=lambda tile: tile.seconds(made, num_rows, target))
-    names = {"rows": best.rows, "columns": best.columns, "block": best.block, "swap": int(best.swap)}
-    kernel = _kernel(made, dtypes, batch, Config(tuple(names.items()), best.warps, best.stages))
-    return _one(kernel, -(-num_rows // best.rows), -(-width // best.columns))
+        for num in sorted((1 << i for i in range(most.bit_length())), key=lambda num: (num != columns, num)):
+            values = (("rows", num_rows), ("columns", num), ("block", block))
+            config = Config(values, min(_warps(num * block, warp=target.warp), 4))
+            kernel = _kernel(made, dtypes, batch, config, template="gemv")
+            found.append(Offer(_one(kernel, -(-width // num))))
+        return found
+    for tile in _tiles(made, num_rows, target):
+        names = {"rows": tile.rows, "columns": tile.columns, "block": tile.block, "swap": int(tile.swap)}
+        kernel = _kernel(made, dtypes, batch, Config(tuple(names.items()), tile.warps, tile.stages))
+        step = _one(kernel, -(-num_rows // tile.rows), -(-width // tile.columns))
+        found.append(Offer(step, tile.shared_bytes(made, target)))
+    return found
 
 
 @dataclass(frozen=True)
@@ -205,21 +214,23 @@ class Tile:
     warps: int
     swap: bool
 
-    def shared_bytes(self, made: desc.Linear) -> int:
-        return 2 * self.stages * self.block * (self.rows + self.columns * (2 if made.swiglu else 1))
+    def shared_bytes(self, made: desc.Linear, target: GpuTarget) -> int:
+        """Of blocks that are on their way; on AMD's GPUs one of them is in registers."""
+        blocks = self.stages if target.backend == "cuda" else self.stages - 1
+        return 2 * blocks * self.block * (self.rows + self.columns * (2 if made.swiglu else 1))
 
     def seconds(self, made: desc.Linear, num_rows: int, target: GpuTarget) -> float:
         """Predicted, for num_rows rows. Blocks of a multiprocessor: as many as their shared memory lets."""
         machine, parts = topology_of(target.name), 2 if made.swiglu else 1
-        shared = self.shared_bytes(made)
-        blocks = max(1, min(target.sm_shared_bytes // (shared + 1024), 4))
+        shared = self.shared_bytes(made, target)
+        blocks = max(1, min(target.sm_shared_bytes // (shared + target.shared_reserved), 4))
         tiles = -(-num_rows // self.rows) * -(-(made.swiglu or made.n) // self.columns)
         waves = -(-tiles // (target.num_sms * blocks))
         k = round_up(made.k, self.block)
         flops = 2 * self.rows * self.columns * parts * k
-        # a tensor core takes 64 rows of its first operand, whatever they hold
+        # a tensor core takes so many rows of its first operand, whatever they hold
         first = self.columns if self.swap else self.rows
-        peak = machine.flops_per_s["bf16"] / target.num_sms * min(first, 64) / 64
+        peak = machine.flops_per_s["bf16"] / target.num_sms * min(1, first / target.product_rows)
         computing = waves * blocks * flops / peak
         in_flight = min(tiles, target.num_sms * blocks) * shared
         speed = min(machine.read_bytes_per_s, in_flight / target.latency_s)
@@ -230,7 +241,9 @@ class Tile:
 
 
 def _tiles(made: desc.Linear, num_rows: int, target: GpuTarget) -> list[Tile]:
-    """Candidates that fit. Small steps swap the operands: then the weight fills the tensor core's rows."""
+    """The best first: shapes by what the deepest that fits of each is predicted to take, and each of these
+    with fewer and fewer blocks on their way. Small steps swap the operands: then the weight fills the tensor
+    core's rows."""
     found = []
     block = 64 if made.k >= 64 else 32
     shapes = [(min(max(pow2(num_rows), 16), 128), columns, True) for columns in (64, 128)]
@@ -240,17 +253,14 @@ def _tiles(made: desc.Linear, num_rows: int, target: GpuTarget) -> list[Tile]:
         shapes.append((128, 256, False))
     for rows, columns, swap in shapes:
         warps = 8 if rows * columns * (2 if made.swiglu else 1) > 128 * 64 else 4
-        for stages in (6, 5, 4, 3, 2):
-            tile = Tile(rows, columns, block, stages, warps, swap)
-            if tile.shared_bytes(made) <= 160 << 10:  # the epilogue needs some too
-                found.append(tile)
-                break
-    if not found:
-        raise CompileError(f"{target.name}: no tile of a linear of {made.n} x {made.k} fits")
-    return found
+        tiles = [Tile(rows, columns, block, stages, warps, swap) for stages in (6, 5, 4, 3, 2)]
+        fitting = [tile for tile in tiles if tile.shared_bytes(made, target) <= target.tile_bytes]
+        seconds = fitting[0].seconds(made, num_rows, target) if fitting else math.inf
+        found.append((seconds, tiles))
+    return [tile for _, tiles in sorted(found, key=lambda one: one[0]) for tile in tiles]
 
 
-_CHOOSERS: dict[type[KernelDesc], Callable[..., GpuStep]] = {
+_CHOOSERS: dict[type[KernelDesc], Callable[..., GpuStep | list[Offer]]] = {
     desc.Embed: _embed,
     desc.GatherRows: _gather_rows,
     desc.RmsNorm: _rms_norm,

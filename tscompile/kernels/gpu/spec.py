@@ -54,6 +54,11 @@ class Config:
     def __getitem__(self, name: str) -> int:
         return dict(self.values)[name]
 
+    @property
+    def text(self) -> str:
+        values = " ".join(f"{name}={value}" for name, value in self.values)
+        return f"{values} warps={self.num_warps} stages={self.num_stages}"
+
 
 @dataclass(frozen=True)
 class GpuKernel:
@@ -68,11 +73,7 @@ class GpuKernel:
     def text(self) -> str:
         """Canonical: equal kernels, equal texts."""
         params = ",".join(f"{p.kind}:{p.name}:{p.dtype}" for p in self.params)
-        c = self.config
-        values = " ".join(f"{name}={value}" for name, value in c.values)
-        return (
-            f"{self.template} ({params}) {values} warps={c.num_warps} stages={c.num_stages} {self.desc.text}"
-        )
+        return f"{self.template} ({params}) {self.config.text} {self.desc.text}"
 
     @property
     def symbol(self) -> str:
@@ -82,6 +83,17 @@ class GpuKernel:
     def table(self) -> list[tuple[int, int]]:
         """(offset, bytes) of every parameter, as they are packed."""
         return [(POINTER_BYTES * i, POINTER_BYTES) for i in range(len(self.params) + len(SCRATCH))]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The most that a step of the bucket has: T tokens, S sequences, L rows of logits."""
+
+    tokens: int
+    seqs: int
+
+    def of(self, dim: str) -> int:
+        return {"T": self.tokens, "1": 1}.get(dim, self.seqs)
 
 
 @dataclass(frozen=True)

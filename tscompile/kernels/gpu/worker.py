@@ -1,8 +1,10 @@
-"""The process that holds Triton: compiles one kernel after the other to cubins, as it is asked on its input.
+"""The process that holds Triton: compiles one kernel after the other, as it is asked on its input.
 
 Started by tscompile/kernels/gpu/build.py by its path, with an environment of its own; imports nothing of
-tscompile. A line of JSON in, {"source", "symbol", "types", "num_warps", "num_stages", "arch"}; a line out,
-{"cubin" (base64), "ptxas" (its words), "shared", "num_warps", ...}, or {"error"}.
+tscompile. A line of JSON in, {"source", "symbol", "types", "num_warps", "num_stages", "target"}; a line out,
+{"binary" (base64), "shared", "num_warps", ...}, or {"error"}, or {"unusable"}: what of Triton cannot be
+imported. A cubin comes with "ptxas", its assembler's words; a code object of an AMD GPU, which Triton
+assembles and links itself, with "isa", the text that it is assembled from.
 
 ptxas runs beside its input, under fixed names and without address randomisation: that of CUDA 13.1 orders
 what it emits by addresses, and gave one of two cubins for the same PTX otherwise. Where the system forbids
@@ -33,7 +35,7 @@ METADATA = (
     "global_scratch_size",
     "profile_scratch_size",
     "name",
-)
+)  # none that a backend has not
 
 
 def compile_kernel(job: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -49,7 +51,8 @@ def compile_kernel(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         if not arguments:  # Triton asks what to add to its cache's key
             return "", ""
         backend, stages, options, *_ = arguments
-        stages["cubin"] = lambda ptx, _: assemble(ptx, backend.target.arch, options, folder, said)
+        if "cubin" in stages:
+            stages["cubin"] = lambda ptx, _: assemble(ptx, backend.target.arch, options, folder, said)
         return None
 
     knobs.runtime.add_stages_inspection_hook = stages_hook
@@ -65,9 +68,11 @@ def compile_kernel(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(names))}
     source = ASTSource(function, dict(zip(names, job["types"], strict=True)), attrs=aligned)
     options = {"num_warps": job["num_warps"], "num_stages": job["num_stages"]}
-    done = triton.compile(source, target=GPUTarget("cuda", job["arch"], 32), options=options)
-    metadata = {name: getattr(done.metadata, name) for name in METADATA}
-    return {**metadata, "cubin": base64.b64encode(done.asm["cubin"]).decode(), "ptxas": said[0]}
+    done = triton.compile(source, target=GPUTarget(*job["target"]), options=options)
+    answer = {name: getattr(done.metadata, name, 0) for name in METADATA}
+    if said:
+        return answer | {"binary": base64.b64encode(done.asm["cubin"]).decode(), "ptxas": said[0]}
+    return answer | {"binary": base64.b64encode(done.asm["hsaco"]).decode(), "isa": done.asm["amdgcn"]}
 
 
 def assemble(ptx: str, arch: int, options: Any, folder: Path, said: list[str]) -> bytes:
@@ -108,6 +113,8 @@ def main() -> None:
             try:
                 with contextlib.redirect_stdout(printed):
                     answer = compile_kernel(json.loads(line), Path(name)) | {"randomised": randomised}
+            except ImportError as error:
+                answer = {"unusable": f"{type(error).__name__}: {error}"}
             except Exception as error:
                 answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
