@@ -320,22 +320,25 @@ TEST(Engine, OutOfMemoryAnywhereEndsRequestsAndNotTheProcess) {
   std::set<std::string> said;
   for (const int num_to_fail : {1, 2, 5}) {
     for (int num_to_pass = 0; num_to_pass < 40; ++num_to_pass) {
-      std::latch submitted(1);
+      std::latch begun(1), submitted(1);
       std::atomic<bool> calm = false;
       int steps = 0;
       Engine engine(toy::small(), [&](const ts_batch &) {
-        submitted.wait();
         ++steps;
-        if (steps == 3) allocations::num_to_pass = num_to_pass;
-        if (steps == 3) allocations::num_to_fail = num_to_fail;
+        if (steps == 1) begun.count_down();
+        submitted.wait();
+        if (steps == 4) allocations::num_to_pass = num_to_pass;
+        if (steps == 4) allocations::num_to_fail = num_to_fail;
         if (calm) allocations::num_to_fail = 0;
       });
+      engine.submit(request(5, 4, 1));  // while its step runs the others come, and so begin together
+      begun.wait();
       toy::Request first = request(1, 4, 10);
       first.num_logprobs = 2;
       engine.submit(first);
       engine.submit(request(2, 4, 10));
       submitted.count_down();
-      engine.collect(2);
+      engine.collect(3);
       for (const uint64_t id : {1, 2}) {
         if (engine.results[id].finish == TS_FINISH_ERROR) {
           const std::string &message = engine.results[id].message;
@@ -351,7 +354,7 @@ TEST(Engine, OutOfMemoryAnywhereEndsRequestsAndNotTheProcess) {
       engine.submit(request(4, 4, 10));
       engine.collect(1);
       engine.expect_solo(request(4, 4, 10));
-      EXPECT_EQ(engine.stats().num_finished, 4);
+      EXPECT_EQ(engine.stats().num_finished, 5);
     }
   }
   EXPECT_EQ(said, (std::set<std::string>{"sampling failed", "the engine had to start over", "the step failed"}));
