@@ -96,10 +96,13 @@ int32_t choose_pages(const Program &program, const ExecutorOptions &options, con
   }
   const auto kv_bytes = static_cast<uint64_t>(pages) * page_bytes;
   if (room.fixed > room.free || kv_bytes > room.free - room.fixed) {
+    const bool one_fits = room.fixed <= room.free && page_bytes <= room.free - room.fixed;
     fail(TS_NO_MEMORY, "not enough memory", room.where, ": ", room.what_is_fixed, " and the KV cache ",
-         human_bytes(kv_bytes), " (", pages, " pages of ", limits.page_size, " tokens, ", human_bytes(page_bytes),
-         " a page), but ", human_bytes(room.free), " is free", num_here > 1 ? " for each rank" : "",
-         ": ask for fewer pages");
+         human_bytes(kv_bytes), " (", pages, pages == 1 ? " page of " : " pages of ", limits.page_size, " tokens, ",
+         human_bytes(page_bytes), " a page), but ", human_bytes(room.free), " is free",
+         num_here > 1 ? " for each rank" : "",
+         one_fits ? ": ask for fewer pages"
+                  : ": not even one page fits; end what else uses this memory, or build the plan for more ranks");
   }
   return static_cast<int32_t>(pages);
 }

@@ -90,7 +90,7 @@ CudaContext::CudaContext(const std::string &library, const std::string &target)
   const Capability wanted = wanted_by(target);
   int32_t count = 0;
   check(cuda().device_get_count(&count), "counting GPUs", TS_NO_TARGET);
-  std::string there;
+  std::string there, other;
   for (int32_t i = 0; i < count; ++i) {
     check(cuda().device_get(&device_, i), "finding a GPU", TS_NO_TARGET);
     const auto attribute = [&](int32_t which) {
@@ -104,6 +104,9 @@ CudaContext::CudaContext(const std::string &library, const std::string &target)
     const Capability found{attribute(cuda::kCapabilityMajor), attribute(cuda::kCapabilityMinor)};
     if (found != wanted) {
       there += (there.empty() ? "" : ", ") + std::string(name.data()) + " of " + found.text();
+      for (const std::string_view known : kGpuTargets) {
+        if (capability_of(known) == found) other = ": build the plan with --target " + std::string(known);
+      }
       continue;
     }
     name_ = name.data();
@@ -112,7 +115,7 @@ CudaContext::CudaContext(const std::string &library, const std::string &target)
     return;
   }
   throw NoGpu(target + " runs on GPUs of compute capability " + wanted.text() + ", and here is " +
-              (there.empty() ? "no GPU" : there));
+              (there.empty() ? "no GPU" : there) + other);
 }
 
 CudaContext::~CudaContext() { cuda().context_release(device_); }

@@ -1,10 +1,12 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 #include <utility>
 
 #include "cuda_driver.h"
+#include "text.h"
 
 namespace ts {
 
@@ -52,7 +54,10 @@ inline CudaEvent make_event(const CudaContext &context) {
 /// Pinned memory of the host, which the device copies from and to while the host goes on. Throws Error (TS_NO_MEMORY).
 inline PinnedMemory make_pinned(const CudaContext &context, uint64_t bytes, std::string_view what) {
   void *address = nullptr;
-  context.check(context.cuda().host_allocate(&address, bytes, 0), what, TS_NO_MEMORY);
+  const cuda::Result result = context.cuda().host_allocate(&address, bytes, 0);
+  if (result != cuda::kSuccess) {
+    context.check(result, std::string(what) + ", " + human_bytes(bytes) + " of the host's,", TS_NO_MEMORY);
+  }
   return {context, address};
 }
 

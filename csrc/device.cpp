@@ -11,7 +11,12 @@ namespace ts {
 std::unique_ptr<Device> open_device(const std::shared_ptr<const Plan> &plan, const ExecutorOptions &options) {
   std::string without;  // why each GPU target does not run
   for (const std::string &target : plan->targets()) {
-    if (!is_gpu_target(target) || (!options.target.empty() && options.target != target)) continue;
+    if (!options.target.empty() && options.target != target) continue;
+    if (is_amd_target(target)) {
+      without += "; " + target + ": this tsruntime runs no GPUs of AMD yet; of NVIDIA's it runs " +
+                 std::string(kGpuTargets[0]) + " and " + std::string(kGpuTargets[1]);
+    }
+    if (!is_gpu_target(target)) continue;
     try {
       auto context = std::make_unique<CudaContext>(options.cuda_library, target);
       if (options.offload_bytes > 0) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <charconv>
 #include <cstdint>
 #include <optional>
@@ -26,5 +27,11 @@ inline std::optional<Capability> capability_of(std::string_view target) {
 }
 
 inline bool is_gpu_target(std::string_view target) { return capability_of(target).has_value(); }
+
+/// Of AMD's GPUs, such as gfx950: a plan may hold them, nothing here runs them.
+inline bool is_amd_target(std::string_view target) { return target.starts_with("gfx"); }
+
+/// Targets of GPUs that a plan can be built for and this engine runs, for errors to name.
+inline constexpr std::array<std::string_view, 2> kGpuTargets = {"sm_90a", "sm_100a"};
 
 }  // namespace ts

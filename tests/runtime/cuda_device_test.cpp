@@ -188,7 +188,8 @@ TEST(CudaDevice, NamesWhatMemoryWasNeededByPart) {
   expect_in(refusal([&] { toy.open(); }, TS_NO_MEMORY), {"KV cache 64.0 KiB", "1.1 KiB were left when 6.5 KiB"});
   for (int nth = 1; nth <= 4; ++nth) {
     const FakeDriver fake("host_oom_at=" + std::to_string(nth));
-    expect_in(refusal([&] { toy.open(); }, TS_NO_MEMORY), {"getting pinned memory for", "CUDA_ERROR_OUT_OF_MEMORY"});
+    expect_in(refusal([&] { toy.open(); }, TS_NO_MEMORY),
+              {"getting pinned memory for", " of the host's, failed: CUDA_ERROR_OUT_OF_MEMORY"});
   }
 }
 

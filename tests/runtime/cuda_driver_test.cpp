@@ -99,6 +99,8 @@ TEST(CudaDriver, NamesBothCapabilities) {
   const FakeDriver fake("major=8;minor=6;devices=2");
   expect_in(opening("sm_90a", true),
             {"sm_90a runs on GPUs of compute capability 9.0, and here is Fake GPU of 8.6, Fake GPU of 8.6"});
+  const FakeDriver blackwell("major=10");
+  expect_in(opening("sm_90a", true), {"and here is Fake GPU of 10.0: build the plan with --target sm_100a"});
 }
 
 TEST(CudaDriver, NamesWhatItDoesNotKnow) {

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <random>
 
+#include "device.h"
 #include "expect.h"
 #include "host.h"
 #include "make_plan.h"
@@ -184,13 +185,15 @@ TEST(Executor, SaysWhatDidNotFit) {
   plan.edit_program(best_target(), [](Json &program) { program["arena_bytes"] = int64_t{1} << 45; });
   const Loaded arena(plan);
   expect_in(refusal([&] { Executor(arena.plan, options(1)); }, TS_NO_MEMORY),
-            {"the arena takes 32.0 TiB", "the KV cache 64.0 KiB (16 pages of 32 tokens, 4.0 KiB a page)", "is free"});
+            {"the arena takes 32.0 TiB", "the KV cache 64.0 KiB (16 pages of 32 tokens, 4.0 KiB a page)", "is free",
+             "not even one page fits; end what else uses this memory, or build the plan for more ranks"});
   plan.edit_program(best_target(), [](Json &program) {
     program["arena_bytes"] = 1 << 20;
     program["kv"]["page_bytes"] = int64_t{1} << 38;
   });
   const Loaded kv(plan);
-  expect_in(refusal([&] { Executor(kv.plan, options(1, 0)); }, TS_NO_MEMORY), {"the KV cache 512.0 GiB (1 pages"});
+  expect_in(refusal([&] { Executor(kv.plan, options(1, 0)); }, TS_NO_MEMORY),
+            {"the KV cache 512.0 GiB (1 page of 32 tokens"});
 }
 
 TEST(Executor, TakesTheBestTargetOrTheForcedOne) {
@@ -216,6 +219,17 @@ TEST(Executor, RefusesAPlanForOtherHosts) {
   const Loaded loaded(test_plan("cuda-sm90a", kernels()));
   expect_in(refusal([&] { Executor(loaded.plan, options(1)); }, TS_NO_TARGET),
             {"the plan has kernels for cuda-sm90a", "this host runs", best_target().c_str()});
+}
+
+TEST(Executor, NamesTheGpusThatItRuns) {
+  const Loaded loaded(test_plan("gfx950", kernels()));
+  expect_in(refusal([&] { static_cast<void>(open_device(loaded.plan, options(1))); }, TS_NO_TARGET),
+            {"the plan has kernels for gfx950, this host runs ", best_target().c_str(),
+             "; gfx950: this tsruntime runs no GPUs of AMD yet; of NVIDIA's it runs sm_90a and sm_100a"});
+  ExecutorOptions forced = options(1);
+  forced.target = "gfx950";
+  expect_in(refusal([&] { static_cast<void>(open_device(loaded.plan, forced)); }, TS_NO_TARGET),
+            {"target 'gfx950' does not run on this host", "; gfx950: this tsruntime runs no GPUs of AMD yet"});
 }
 
 TEST(Executor, RefusesKernelsThatAreNone) {
