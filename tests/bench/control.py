@@ -13,6 +13,7 @@ import argparse
 import ctypes
 import datetime
 import json
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -31,6 +32,17 @@ GROWTH = 16_384 // PAGE  # pages that a context may grow by
 CACHE = 200_000  # pages beside those that the sequences may want
 CONTEXTS = (1_000, 10_000, CONTEXT, 200_000)
 CACHES = (10_000, 100_000, 1_000_000)
+
+# Regular expressions of what is measured side by side.
+COMPARED = (
+    "step/(4|64)/",
+    "step/(8|1024)/",
+    "turn/",
+    f"(admit.*|request)/{CONTEXT}",
+    "context/",
+    "cache/",
+    "(admit.*|request)/(1000|10000|200000)(/|$)",
+)
 
 # microseconds at most
 BOUNDS = {
@@ -70,7 +82,7 @@ def library() -> ctypes.CDLL:
 
 class Bench:
     """Registers figures with Google Benchmark, whose repetitions come in random order, so that what the
-    machine does meanwhile falls on all of them: planes and engines stay open."""
+    machine does meanwhile falls on all that are compared: planes and engines stay open."""
 
     def __init__(self, quick: bool) -> None:
         self.lib = library()
@@ -233,6 +245,29 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def measured(bench: Bench, only: str) -> dict[str, dict[str, float]]:
+    """The figures of that name, in this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "out.json")
+        flags = [f"--benchmark_out={out}", "--benchmark_display_aggregates_only=true"]
+        flags += ["--benchmark_enable_random_interleaving=true", f"--benchmark_filter={only}"]
+        gb.initialize([sys.argv[0], *flags])
+        gb.run_benchmarks()
+        bench.done()
+        return figures(json.loads(out.read_text()))
+
+
+def compared(quick: bool) -> dict[str, dict[str, float]]:
+    """All figures: those that are compared side by side, in a process of their own, as what else is open
+    decides which memory they get."""
+    found: dict[str, dict[str, float]] = {}
+    for only in COMPARED[:4] if quick else COMPARED:
+        command = [sys.executable, __file__, "--only", only, *(["--quick"] if quick else [])]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found |= json.loads(done.stdout.splitlines()[-1])["figures"]
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -245,15 +280,7 @@ def main() -> None:
     arguments = parser.parse_args()
     bench = Bench(arguments.quick)
     register(bench, arguments.quick)
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "out.json")
-        flags = [f"--benchmark_out={out}", "--benchmark_display_aggregates_only=true"]
-        flags.append("--benchmark_enable_random_interleaving=true")
-        flags += [f"--benchmark_filter={arguments.only}"] if arguments.only else []
-        gb.initialize([sys.argv[0], *flags])
-        gb.run_benchmarks()
-        bench.done()
-        raw = json.loads(out.read_text())
+    found = measured(bench, arguments.only) if arguments.only else compared(arguments.quick)
     date = datetime.date.today().isoformat()
     report = {
         "date": date,
@@ -261,7 +288,7 @@ def main() -> None:
         "iterations": bench.iterations,
         "repetitions": bench.repetitions,
         "bounds_us": BOUNDS,
-        "figures": figures(raw),
+        "figures": found,
     }
     if not arguments.only:
         reports.keep(report, markdown(report), "control", arguments.out)
