@@ -67,7 +67,7 @@ def rows(
 
 def work_of(step: Group, sizes: Mapping[str, int]) -> tuple[int, int]:
     """(FLOPs, bytes) of a step: what it takes and gives, once; of KV caches what its ops say, and of a table
-    that an op takes beside numbers, a row a number."""
+    that an op takes beside numbers, a row a number, and no more than its op says."""
     flops = moved = 0
     tables: set[int] = set()
     for op in step.body:
@@ -80,7 +80,9 @@ def work_of(step: Group, sizes: Mapping[str, int]) -> tuple[int, int]:
         for index in (v for v in op.inputs if v.dtype == "i32"):
             for table in (v for v in op.inputs if isinstance(v, Weight) and id(v) not in tables):
                 row = num_bytes([table], sizes) // size_of(table.shape[0], sizes)
-                moved += min(elements(index.shape, sizes) * row, num_bytes([table], sizes))
+                others = [v for v in (*op.inputs, *op.outputs) if v.dtype != "i32" and v is not table]
+                said = definition.bytes(op.inputs, op.outputs, op.attrs, sizes) - num_bytes(others, sizes)
+                moved += min(elements(index.shape, sizes) * row, num_bytes([table], sizes), max(0, said))
                 tables.add(id(table))
     whole = [v for v in (*step.inputs, *step.outputs) if id(v) not in tables]
     return flops, moved + num_bytes(whole, sizes)

@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import sass
-from kernels_of_models import SHAPES, launches
+from kernels_of_models import LATENTS, ROUTED, SHAPES, launches
 
 from tscompile.kernels.build import cache_folder
 from tscompile.kernels.gpu.build import Compiled, compile_all
@@ -25,7 +25,7 @@ def check(target: GpuTarget) -> list[str]:
     """What is wrong with its kernels."""
     start = time.monotonic()
     kernels: dict[str, GpuKernel] = {}
-    for shape in SHAPES.values():
+    for shape in (*SHAPES.values(), *ROUTED.values(), *LATENTS.values()):
         kernels |= {launch.kernel.symbol: launch.kernel for launch in launches(shape, target)}
     made, versions = compile_all(list(kernels.values()), target, cache=cache_folder(), progress=show)
     problems = [

@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import lease
 from fake_driver import FakeDriver, library_path
-from triton_arrays import CASES, TORCH, compiled
+from triton_arrays import CASES
+from triton_case import TORCH, compiled
 
 from tscompile.kernels import desc
 from tscompile.kernels.gpu.lockfile import Lockfile

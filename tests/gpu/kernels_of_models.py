@@ -32,7 +32,75 @@ SHAPES = {
 }
 
 
-def descriptions(shape: Shape) -> Iterator[KernelDesc]:
+@dataclass(frozen=True)
+class Routed:
+    """Experts of a layer, and how tokens are routed to them."""
+
+    hidden: int
+    inner: int
+    experts: int
+    top: int
+    scores: str = "softmax"
+    scale: float = 1.0
+    groups: int = 1
+    kept: int = 1
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Multi-head latent attention."""
+
+    heads: int
+    rank: int = 512
+    nope: int = 128
+    rope: int = 64
+    v: int = 128
+
+
+ROUTED = {
+    "Qwen3-30B-A3B": Routed(2048, 768, 128, 8),
+    "DeepSeek-V3": Routed(7168, 2048, 256, 8, "sigmoid", 2.5, 8, 4),
+    "Kimi-K2": Routed(7168, 2048, 384, 8, "sigmoid", 2.827),
+}
+LATENTS = {"DeepSeek-V3": Latent(128), "Kimi-K2": Latent(64)}
+
+
+def descriptions(shape: Shape | Routed | Latent) -> Iterator[KernelDesc]:
+    match shape:
+        case Shape():
+            return dense(shape)
+        case Routed():
+            return routed(shape)
+        case Latent():
+            return latent(shape)
+
+
+def routed(shape: Routed) -> Iterator[KernelDesc]:
+    words = args_of("logits", *(["bias:weight"] if shape.scores == "sigmoid" else []), "ids!", "weights!")
+    how = (shape.scores, True, shape.scale, shape.groups, shape.kept)
+    yield desc.Route(words, shape.experts, shape.top, *how)
+    yield desc.SortRoutes(args_of("ids", "numbers:weight", "order!", "counts!"), shape.experts, shape.top)
+    words, n = args_of("x", "counts", "order", "weight:weight", "out!"), 2 * shape.inner
+    sizes = (shape.top, shape.experts)
+    yield desc.Experts(words, *sizes, shape.hidden, n, "bf16", True, shape.inner, False, "bf16")
+    words = args_of("x", "counts", "order", "weight:weight", "weights", "out!")
+    yield desc.Experts(words, *sizes, shape.inner, shape.hidden, "bf16", False, 0, True, "f32")
+
+
+def latent(shape: Latent) -> Iterator[KernelDesc]:
+    row, scale = shape.rank + shape.rope, (shape.nope + shape.rope) ** -0.5
+    words = args_of("x", "weight:weight", "table:weight", "out!")
+    sizes = (shape.heads, shape.nope, shape.rank)
+    yield desc.HeadLinear(words, *sizes, shape.rope, True, "f32", "bf16", "bf16")
+    words = args_of("kv:kv", "row", "norm:weight", "table:weight")
+    yield desc.LatentWrite(words, row, 1e-6, shape.rope, True, "f32", "bf16", 64)
+    words = args_of("q", "kv:kv", "out!")
+    yield desc.LatentAttention(words, shape.heads, row, shape.rank, "bf16", 64, scale, "bf16")
+    words, sizes = args_of("x", "weight:weight", "out!"), (shape.heads, shape.rank, shape.v)
+    yield desc.HeadLinear(words, *sizes, 0, False, "bf16", "bf16", "bf16")
+
+
+def dense(shape: Shape) -> Iterator[KernelDesc]:
     """Of one layer, embedding and head; and of what no fusion took."""
     width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     attended = shape.heads * shape.head_dim
@@ -64,7 +132,9 @@ def linear(n: int, k: int, *, swiglu: int = 0, gather: bool = False) -> KernelDe
     return desc.Linear(words, "L" if gather else "T", gather, 1, k, n, "bf16", 0, swiglu, out)
 
 
-def launches(shape: Shape, target: GpuTarget, buckets: tuple[int, ...] = BUCKETS) -> Iterator[GpuLaunch]:
+def launches(
+    shape: Shape | Routed | Latent, target: GpuTarget, buckets: tuple[int, ...] = BUCKETS
+) -> Iterator[GpuLaunch]:
     for made in descriptions(shape):
         for tokens in buckets:
             yield from choose(made, target, Rows(tokens, min(tokens, 64))).launches

@@ -27,10 +27,10 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS / "runtime"), str(TESTS / "models")
 import engine as api  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import triton_arrays  # noqa: E402
 from driver import Driver, DriverError, Function  # noqa: E402
 from kernels_of_models import SHAPES, Shape, descriptions, launches  # noqa: E402
-from triton_arrays import CASES, GUARD, Guarded  # noqa: E402
+from triton_arrays import CASES  # noqa: E402
+from triton_case import GUARD, TARGET, Guarded  # noqa: E402
 
 from tscompile.kernels import desc  # noqa: E402
 from tscompile.kernels.gpu import lockfile  # noqa: E402
@@ -39,7 +39,6 @@ from tscompile.kernels.gpu.select import choose, offered  # noqa: E402
 from tscompile.kernels.gpu.spec import SCRATCH, GpuKernel, GpuLaunch, Rows  # noqa: E402
 from tscompile.layout import stored_shape  # noqa: E402
 
-TARGET = triton_arrays.TARGET
 SEEDS = 20  # cases of each kind
 TIMED = (1, 8, 64, 512)  # tokens of a step
 COLD_BYTES = 256 << 20  # of weights that a replay goes through: more than the L2 cache holds

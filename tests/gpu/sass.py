@@ -19,6 +19,8 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 TENSOR_ROWS = 64  # of its first operand, that an instruction of a warp group takes
 WAIT, LET_NEXT_BEGIN = "ACQBULK", "PREEXIT"  # griddepcontrol
 LINEAR, GEMV, ATTENTION = "linear", "gemv", "attention"
+TILED = (LINEAR, "experts", "head_linear")  # templates whose operands are copied in tiles
+PRODUCTS = (*TILED, ATTENTION, "latent_attention")  # and all whose products are on the tensor cores
 
 
 def dump(cubin: bytes, option: str) -> str:
@@ -80,12 +82,12 @@ def memory(kernel: GpuKernel, made: Compiled, target: GpuTarget, code: list[str]
     if not wide:
         yield "no load of 128 bits"
     narrow = [name for name in code if name.startswith("LDGSTS") and "128" not in name]
-    if kernel.template == LINEAR and narrow:
+    if kernel.template in TILED and narrow:
         yield f"operands are copied by {sorted(set(narrow))}"
 
 
 def products(kernel: GpuKernel, made: Compiled, target: GpuTarget, code: list[str]) -> Iterator[str]:
-    if kernel.template not in (LINEAR, ATTENTION):
+    if kernel.template not in PRODUCTS:
         return
     config = dict(kernel.config.values)
     first = config["columns"] if config.get("swap") else config["rows"]
@@ -102,5 +104,5 @@ def dependent_launch(kernel: GpuKernel, made: Compiled, target: GpuTarget, code:
     before = names[: names.index(WAIT)]
     if written := {"STG", "RED", "ATOMG", "EXIT", "UTMASTG"} & set(before):
         yield f"{', '.join(sorted(written))} before griddepcontrol.wait"
-    if kernel.template in (LINEAR, GEMV, "rms_norm") and not {"LDG", "CCTL"} & set(before):
+    if kernel.template in (LINEAR, GEMV, "rms_norm", "head_linear") and not {"LDG", "CCTL"} & set(before):
         yield "no weight is read or brought into L2 before griddepcontrol.wait"

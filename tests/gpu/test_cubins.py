@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import sass
-from kernels_of_models import Shape, launches, linear
+from kernels_of_models import Latent, Routed, Shape, launches, linear
 
 from tscompile.errors import CompileError, InternalError
 from tscompile.kernels import desc
@@ -23,6 +23,7 @@ from tscompile.kernels.gpu.spec import GpuKernel
 from tscompile.kernels.gpu.target import GPU_TARGETS, GpuTarget
 
 SMALL = Shape(256, 4, 2, 64, 512, 512, True)
+OTHERS = (Routed(256, 128, 16, 2, "sigmoid", 2.5, 4, 2), Latent(16))
 TARGETS = list(GPU_TARGETS.values())
 
 
@@ -33,6 +34,8 @@ def kernels(buckets: tuple[int, ...]) -> list[GpuKernel]:
         kernel = launch.kernel
         swiglu = isinstance(kernel.desc, desc.Linear) and kernel.desc.swiglu
         found.setdefault(f"{kernel.template} {bool(swiglu)} {kernel.config.num_warps}", kernel)
+    for launch in (launch for shape in OTHERS for launch in launches(shape, TARGETS[0], buckets[:2])):
+        found.setdefault(f"{launch.kernel.template} {launch.kernel.desc.symbol}", launch.kernel)
     return list(found.values())
 
 
@@ -43,7 +46,7 @@ def test_templates_compile_clean(target: GpuTarget) -> None:
     chosen = kernels((1, 8, 128))
     assert {kernel.template for kernel in chosen} >= {"gemv", "linear", "attention", "attention_combine"}
     if target.arch != 90:  # here those that differ most; all of both in `make test-gpu`
-        chosen = [kernel for kernel in chosen if kernel.template in (sass.LINEAR, sass.ATTENTION)]
+        chosen = [kernel for kernel in chosen if kernel.template in sass.PRODUCTS]
     made, versions = compile_all(chosen, target, cache=cache_folder())
     assert versions == compilers(target)
     problems = [line for kernel in chosen for line in sass.lint(kernel, made[kernel.symbol], target)]
@@ -157,16 +160,17 @@ def test_with_a_triton_that_is_broken(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_what_no_kernel_does() -> None:
     target, rows = GPU_TARGETS["sm_100a"], Rows(8, 8)
-    with pytest.raises(CompileError, match="sm_100a has no kernel of kind route yet"):
-        choose(
-            desc.Route(args_of("logits", "ids!", "weights!"), 8, 2, "softmax", True, 1.0, 1, 1), target, rows
-        )
+    with pytest.raises(CompileError, match="sm_100a has no kernel of kind dispatch yet"):
+        choose(desc.Dispatch(args_of("x", "order", "out!"), 2, 64, "bf16"), target, rows)
     f32 = desc.Embed(args_of("table:weight", "out!"), "token_ids", 64, "f32", "rows")
     with pytest.raises(CompileError, match="kernels for bf16, not for f32: build with --dtype bf16"):
         choose(f32, target, rows)
     wide = desc.Attention(args_of("q", "kv:kv", "out!"), 2, 1, 512, "bf16", 64, 1.0, 0, "bf16")
     with pytest.raises(CompileError, match="heads of up to 256, not of 512"):
         choose(wide, target, rows)
+    long = desc.LatentAttention(args_of("q", "kv:kv", "out!"), 2, 1088, 1024, "bf16", 64, 1.0, "bf16")
+    with pytest.raises(CompileError, match=r"latents of up to 512 \+ 256, not of 1024 \+ 64"):
+        choose(long, target, rows)
     parts = desc.Attention(args_of("q", "kv:kv", "part", "out!"), 2, 1, 64, "bf16", 64, 1.0, 0, "f32", 2)
     with pytest.raises(CompileError, match="build without --cp"):
         choose(parts, target, rows)

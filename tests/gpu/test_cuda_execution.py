@@ -24,17 +24,42 @@ from tscompile.reader import Plan
 
 HERE = Path(__file__).resolve().parent
 LIMITS = {"max_tokens": 4, "max_seqs": 2, "page_size": 32}
-SPEC = Spec(
-    "qwen3",
-    {
-        "vocab_size": 64,
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 32,
-    },
-)
+DENSE = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+}
+SPEC = Spec("qwen3", DENSE)
+ROUTED = {"num_hidden_layers": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+EXPERTS = {**DENSE, **ROUTED, "num_experts": 6}
+LATENTS = {
+    **DENSE,
+    **ROUTED,
+    "num_key_value_heads": 2,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+    "first_k_dense_replace": 0,
+    "n_routed_experts": 8,
+    "n_group": 4,
+    "topk_group": 2,
+}
+LATENTS.pop("head_dim")
+ALWAYS = {"embed", "rms_norm", "linear", "gemv", "attention_combine"}
+GQA = {"qkv_write", "attention"}
+MOE = {"route", "sort_routes", "experts", "experts_gemv", "experts_combine"}
+MLA = {"head_linear", "latent_write", "latent_attention"}
+# a family, and the kernels that its steps run
+FAMILIES = {
+    "qwen3": (SPEC, ALWAYS | GQA),
+    "qwen3-moe": (Spec("qwen3-moe", EXPERTS), ALWAYS | GQA | MOE),
+    "deepseek-v3": (Spec("deepseek_v3", LATENTS), ALWAYS | MLA | MOE | {"elementwise"}),
+}
 GPUS = {"sm_90a": "major=9;minor=0", "sm_100a": "major=10;minor=0"}
 NUM_PAGES = 8
 
@@ -57,15 +82,18 @@ def opened(path: Path, target: str) -> api.Engine:
     return api.Engine(path, target=target, num_pages=NUM_PAGES, num_threads=1, cuda_library=library)
 
 
-def test_the_same_distribution_as_on_the_cpu(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_distribution_as_on_the_cpu(family: str, tmp_path: Path) -> None:
     """Real kernels, in Triton's interpreter, over prompts in chunks, decodes and two sequences a step. Both
     round to bf16, but sum in other orders, and the interpreter truncates: so log probabilities differ a
     little."""
+    spec, kernels = FAMILIES[family]
+    checkpoints.make(spec, tmp_path / "checkpoint")
     command = [
         sys.executable,
         str(HERE / "interpreted_engine.py"),
         "sm_90a",
-        str(checkpoint),
+        str(tmp_path / "checkpoint"),
         str(tmp_path / "plan.tsp"),
     ]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
@@ -75,18 +103,25 @@ def test_the_same_distribution_as_on_the_cpu(checkpoint: Path, tmp_path: Path) -
     for on_gpu, on_cpu in zip(found["gpu"], found["cpu"], strict=True):
         assert on_gpu["tokens"] == on_cpu["tokens"]
         for mine, theirs in zip(on_gpu["logprobs"], on_cpu["logprobs"], strict=True):
-            assert len(mine) == len(theirs) == SPEC.config["vocab_size"]
+            assert len(mine) == len(theirs) == spec.config["vocab_size"]
             assert max(mine) - min(mine) > 2  # so that a wrong one would show
             assert max(abs(a - b) for a, b in zip(mine, theirs, strict=True)) < 0.15
-    assert set(found["runs"]) == {
-        "embed",
-        "rms_norm",
-        "linear",
-        "gemv",
-        "qkv_write",
-        "attention",
-        "attention_combine",
-    }
+    assert set(found["runs"]) == kernels
+    if family == "qwen3-moe":
+        check_bytes_of_experts(Plan(tmp_path / "plan.tsp").json("tsp/roofline")["sm_90a"]["buckets"])
+
+
+def check_bytes_of_experts(buckets: list[dict[str, Any]]) -> None:
+    """Of experts' weights those that are routed to are read, each once."""
+    hidden, inner = EXPERTS["hidden_size"], EXPERTS["moe_intermediate_size"]
+    experts, top = EXPERTS["num_experts"], EXPERTS["num_experts_per_tok"]
+    for bucket in buckets:
+        tokens = bucket["max_tokens"]
+        routes = tokens * top
+        (step,) = [s for s in bucket["steps"] if s["flops"] == 2 * routes * hidden * 2 * inner]
+        numbers = 4 * routes + 4 * experts
+        weights = min(routes, experts) * 2 * inner * hidden
+        assert step["bytes"] == 2 * tokens * hidden + numbers + 2 * weights + 2 * routes * inner
 
 
 @pytest.mark.parametrize("target", GPUS)

@@ -13,7 +13,21 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).resolve().parent
-KINDS = ("embed", "gather_rows", "rms_norm", "linear", "qkv_write", "attention", "elementwise")
+KINDS = (
+    "embed",
+    "gather_rows",
+    "rms_norm",
+    "linear",
+    "qkv_write",
+    "attention",
+    "elementwise",
+    "route",
+    "sort_routes",
+    "experts",
+    "head_linear",
+    "latent_write",
+    "latent_attention",
+)
 FIRST = int(os.environ.get("TS_TRITON_SEED", "0"))  # `make test-gpu` goes on where `make test` ends
 CASES = int(os.environ.get("TS_TRITON_CASES", "2"))  # of each kind
 

@@ -9,29 +9,21 @@ most. Which one is taken, offers.py says: a lockfile of what a device has measur
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tscompile.errors import CompileError
 from tscompile.kernels import desc
-from tscompile.kernels.desc import Arg, KernelDesc, padded_head
-from tscompile.kernels.gpu import offers
+from tscompile.kernels.desc import KernelDesc, padded_head
+from tscompile.kernels.gpu import attend, offers, routed
 from tscompile.kernels.gpu.lockfile import Lockfile
 from tscompile.kernels.gpu.offers import Choice, Offer
-from tscompile.kernels.gpu.spec import BATCH, Config, GpuKernel, GpuLaunch, GpuStep, Param, Rows, Work
+from tscompile.kernels.gpu.spec import Config, GpuStep, Rows, kernel_of, one_launch, pow2, warps_for
 from tscompile.kernels.gpu.target import GpuTarget
 from tscompile.layout import round_up
 from tscompile.topology import topology_of
 
 GEMV_ROWS = 2  # more rows go to the tensor cores
-DECODE_TOKENS = 64  # in a larger step most tokens are of prompts: tiles of many rows, no splits
-MAX_SPLITS = 16
-MAX_DIM = 256  # of a head: q, k, v and their sums stay in registers and shared memory
-
-
-def pow2(n: int) -> int:
-    """The least power of two that is at least n."""
-    return 1 << max(0, n - 1).bit_length()
 
 
 def choose(made: KernelDesc, target: GpuTarget, rows: Rows) -> GpuStep:
@@ -61,120 +53,44 @@ def offered(made: KernelDesc, target: GpuTarget, rows: Rows) -> list[Offer]:
     return [Offer(found)] if isinstance(found, GpuStep) else found
 
 
-def _kernel(
-    made: KernelDesc,
-    dtypes: Mapping[str, str],
-    batch: tuple[str, ...],
-    config: Config,
-    *,
-    template: str = "",
-    work: tuple[str, ...] = (),
-    without: tuple[str, ...] = (),
-) -> GpuKernel:
-    """dtypes: of each argument, by role; work: what it takes besides, f32; without: what it does not take."""
-
-    def param(arg: Arg) -> Param:
-        return Param("arg", arg.roles[0], dtypes[arg.roles[0]])
-
-    args = [param(arg) for arg in made.args if arg.roles[0] not in without]
-    arrays = [Param("batch", name, "i32") for name in BATCH if name in ("sizes", *batch)]
-    between = [Param("work", name, "f32") for name in work]
-    return GpuKernel(made, template or made.kind, (*args, *arrays, *between), config)
-
-
-def _one(kernel: GpuKernel, *grid: int) -> GpuStep:
-    x, y, z = (*grid, 1, 1)[:3]
-    return GpuStep((GpuLaunch(kernel, (x, y, z)),))
-
-
-def _warps(elements: int, each: int = 8, warp: int = 32) -> int:
-    """Such that a thread has about `each` of the elements. warp: its threads."""
-    return min(max(pow2(elements // (warp * each)), 1), 512 // warp)
-
-
 def _embed(made: desc.Embed, target: GpuTarget, rows: Rows) -> GpuStep:
     block = min(pow2(made.width), 1024)
-    config = Config((("block", block),), _warps(block, warp=target.warp))
+    config = Config((("block", block),), warps_for(block, warp=target.warp))
     dtypes = {"table": made.dtype, "rank": "f32", "out": "f32"}
-    return _one(_kernel(made, dtypes, (made.ids,), config), rows.tokens, -(-made.width // block))
+    return one_launch(kernel_of(made, dtypes, (made.ids,), config), rows.tokens, -(-made.width // block))
 
 
 def _gather_rows(made: desc.GatherRows, target: GpuTarget, rows: Rows) -> GpuStep:
     block = min(pow2(made.width), 1024)
-    config = Config((("block", block),), _warps(block, warp=target.warp))
-    kernel = _kernel(made, {"x": made.dtype, "out": made.dtype}, ("logit_rows",), config)
-    return _one(kernel, rows.seqs, -(-made.width // block))
+    config = Config((("block", block),), warps_for(block, warp=target.warp))
+    kernel = kernel_of(made, {"x": made.dtype, "out": made.dtype}, ("logit_rows",), config)
+    return one_launch(kernel, rows.seqs, -(-made.width // block))
 
 
 def _rms_norm(made: desc.RmsNorm, target: GpuTarget, rows: Rows) -> GpuStep:
     block = pow2(made.width)
     dtypes = dict.fromkeys(("x", "delta", "weight", "sum"), "f32") | {"out": made.out_dtype}
-    kernel = _kernel(made, dtypes, (), Config((("block", block),), _warps(block, warp=target.warp)))
-    return _one(kernel, rows.of(made.rows) * made.heads)
+    kernel = kernel_of(made, dtypes, (), Config((("block", block),), warps_for(block, warp=target.warp)))
+    return one_launch(kernel, rows.of(made.rows) * made.heads)
 
 
 def _qkv_write(made: desc.QkvWrite, target: GpuTarget, rows: Rows) -> GpuStep:
-    _check_head(made.head_dim, target)
+    attend.check_head(made.head_dim, target)
     heads, block = made.heads + 2 * made.kv_heads, pow2(padded_head(made.head_dim))
     each = min(4, pow2(heads))
-    config = Config((("heads", each), ("block", block)), _warps(each * block, 4, target.warp))
+    config = Config((("heads", each), ("block", block)), warps_for(each * block, 4, target.warp))
     dtypes = dict.fromkeys(("qkv", "q_norm", "k_norm", "table"), "f32")
     dtypes |= {"kv": made.dtype, "q": made.dtype}
-    kernel = _kernel(made, dtypes, ("positions", "slots"), config)
-    return _one(kernel, rows.tokens, -(-heads // each))
+    kernel = kernel_of(made, dtypes, ("positions", "slots"), config)
+    return one_launch(kernel, rows.tokens, -(-heads // each))
 
 
 def _elementwise(made: desc.Elementwise, target: GpuTarget, rows: Rows) -> GpuStep:
     block = min(pow2(made.row), 1024)
-    config = Config((("block", block),), _warps(block, warp=target.warp))
+    config = Config((("block", block),), warps_for(block, warp=target.warp))
     dtypes = {f"a{i}": leaf.dtype for i, leaf in enumerate(made.leaves)}
     dtypes |= {f"y{i}": dtype for i, dtype in enumerate(made.out_dtypes)}
-    return _one(_kernel(made, dtypes, (), config), rows.of(made.rows), -(-made.row // block))
-
-
-def _check_head(head_dim: int, target: GpuTarget) -> None:
-    if head_dim > MAX_DIM:
-        raise CompileError(f"{target.name} has kernels for heads of up to {MAX_DIM}, not of {head_dim}")
-
-
-def _attention(made: desc.Attention, target: GpuTarget, rows: Rows) -> GpuStep:
-    """Small steps, of decodes, cut each context until there is work for every multiprocessor; large ones
-    take as many tokens as fill the tensor cores."""
-    _check_head(made.head_dim, target)
-    group, block = made.heads // made.kv_heads, max(pow2(padded_head(made.head_dim)), 32)
-    decodes = rows.tokens <= DECODE_TOKENS
-    least = pow2(max(group, 16))
-    tile = least if decodes else max(least, 128 if block <= 128 else 64)
-    span = next(n for n in (64, 32) if made.page_size % n == 0)
-    tokens = tile // group
-    tiles = rows.tokens if tokens == 1 else rows.tokens // tokens + rows.seqs
-    splits = 1
-    while decodes and splits < MAX_SPLITS and rows.tokens * made.kv_heads * splits < 2 * target.num_sms:
-        splits *= 2
-    names = {"rows": tile, "span": span, "block": block, "splits": splits}
-    # beyond 64 KB of keys and values in flight a second block would not fit
-    stages = 3 if 3 * 4 * span * block <= 96 << 10 else 2
-    config = Config(tuple(names.items()), 8 if tile > 64 else 4, stages)
-    dtypes = dict.fromkeys(("q", "kv"), made.dtype) | {"out": made.out_dtype}
-    batch = ("query_start", "context_len", "page_table")
-    grid = (tiles, made.kv_heads, splits)
-    if splits == 1:
-        return _one(_kernel(made, dtypes, batch, config), *grid)
-    between = ("partial", "stats")
-    first = _kernel(made, dtypes, batch, config, work=between, without=("out",))
-    combine = _kernel(
-        made,
-        dtypes,
-        (),
-        Config((("block", block), ("splits", splits)), 1 if block <= 2 * target.warp else 2),
-        template="attention_combine",
-        work=between,
-        without=("q", "kv"),
-    )
-    parts = rows.tokens * made.heads * splits
-    work = (Work("partial", 4 * parts * made.head_dim), Work("stats", 4 * parts * 2))
-    launches = (GpuLaunch(first, grid), GpuLaunch(combine, (rows.tokens * made.heads, 1, 1)))
-    return GpuStep(launches, work)
+    return one_launch(kernel_of(made, dtypes, (), config), rows.of(made.rows), -(-made.row // block))
 
 
 def _linear(made: desc.Linear, target: GpuTarget, rows: Rows) -> list[Offer]:
@@ -191,14 +107,14 @@ def _linear(made: desc.Linear, target: GpuTarget, rows: Rows) -> list[Offer]:
             columns //= 2
         for num in sorted((1 << i for i in range(most.bit_length())), key=lambda num: (num != columns, num)):
             values = (("rows", num_rows), ("columns", num), ("block", block))
-            config = Config(values, min(_warps(num * block, warp=target.warp), 4))
-            kernel = _kernel(made, dtypes, batch, config, template="gemv")
-            found.append(Offer(_one(kernel, -(-width // num))))
+            config = Config(values, min(warps_for(num * block, warp=target.warp), 4))
+            kernel = kernel_of(made, dtypes, batch, config, template="gemv")
+            found.append(Offer(one_launch(kernel, -(-width // num))))
         return found
     for tile in _tiles(made, num_rows, target):
         names = {"rows": tile.rows, "columns": tile.columns, "block": tile.block, "swap": int(tile.swap)}
-        kernel = _kernel(made, dtypes, batch, Config(tuple(names.items()), tile.warps, tile.stages))
-        step = _one(kernel, -(-num_rows // tile.rows), -(-width // tile.columns))
+        kernel = kernel_of(made, dtypes, batch, Config(tuple(names.items()), tile.warps, tile.stages))
+        step = one_launch(kernel, -(-num_rows // tile.rows), -(-width // tile.columns))
         found.append(Offer(step, tile.shared_bytes(made, target)))
     return found
 
@@ -266,6 +182,12 @@ _CHOOSERS: dict[type[KernelDesc], Callable[..., GpuStep | list[Offer]]] = {
     desc.RmsNorm: _rms_norm,
     desc.QkvWrite: _qkv_write,
     desc.Elementwise: _elementwise,
-    desc.Attention: _attention,
     desc.Linear: _linear,
+    desc.Attention: attend.attention,
+    desc.HeadLinear: attend.head_linear,
+    desc.LatentWrite: attend.latent_write,
+    desc.LatentAttention: attend.latent_attention,
+    desc.Route: routed.route,
+    desc.SortRoutes: routed.sort_routes,
+    desc.Experts: routed.experts,
 }

@@ -7,9 +7,10 @@ and of profile scratch, which no kernel here uses: null.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tscompile.kernels.desc import KernelDesc
+from tscompile.kernels.desc import Arg, KernelDesc
 
 POINTER_BYTES = 8
 SCRATCH = ("global_scratch", "profile_scratch")  # what Triton adds behind every kernel's parameters
@@ -102,6 +103,7 @@ class Work:
 
     name: str
     num_bytes: int
+    dtype: str = "f32"
 
 
 @dataclass(frozen=True)
@@ -118,3 +120,40 @@ class GpuStep:
 
     launches: tuple[GpuLaunch, ...]
     work: tuple[Work, ...] = ()
+
+
+def pow2(n: int) -> int:
+    """The least power of two that is at least n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def warps_for(elements: int, each: int = 8, warp: int = 32) -> int:
+    """Such that a thread has about `each` of the elements. warp: its threads."""
+    return min(max(pow2(elements // (warp * each)), 1), 512 // warp)
+
+
+def kernel_of(
+    made: KernelDesc,
+    dtypes: Mapping[str, str],
+    batch: tuple[str, ...],
+    config: Config,
+    *,
+    template: str = "",
+    work: tuple[Work, ...] = (),
+    without: tuple[str, ...] = (),
+) -> GpuKernel:
+    """dtypes: of each argument, by role; batch: the arrays that it reads beside `sizes`; work: what it takes
+    besides; without: arguments that it does not take."""
+
+    def param(arg: Arg) -> Param:
+        return Param("arg", arg.roles[0], dtypes[arg.roles[0]])
+
+    args = [param(arg) for arg in made.args if arg.roles[0] not in without]
+    arrays = [Param("batch", name, "i32") for name in BATCH if name in ("sizes", *batch)]
+    between = [Param("work", item.name, item.dtype) for item in work]
+    return GpuKernel(made, template or made.kind, (*args, *arrays, *between), config)
+
+
+def one_launch(kernel: GpuKernel, *grid: int) -> GpuStep:
+    x, y, z = (*grid, 1, 1)[:3]
+    return GpuStep((GpuLaunch(kernel, (x, y, z)),))
