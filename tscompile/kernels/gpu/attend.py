@@ -24,6 +24,7 @@ MAX_LATENT_SPLITS = 64  # one tile of latents fills a multiprocessor, so that ma
 MAX_DIM = 256  # of a head: q, k, v and their sums stay in registers and shared memory
 MAX_RANK = 512  # of latents, likewise
 LATENT_ROWS = 64  # (token, head) pairs of a tile
+LATENT_COLUMNS = 128  # of its sums that are rescaled at once: what fills the lanes of tensor memory
 COMBINED = 128  # columns that one program puts together
 ATTENTION_BATCH = ("query_start", "context_len", "page_table")
 
@@ -55,19 +56,21 @@ def attention(made: desc.Attention, target: GpuTarget, rows: Rows) -> GpuStep:
 
 def latent_attention(made: desc.LatentAttention, target: GpuTarget, rows: Rows) -> GpuStep:
     """A tile is 64 rows, of as many tokens as its heads leave room for: that fills the tensor cores in every
-    step, of many heads with one token, of few with several. Two warp groups share its sums, [64, rank] f32.
-    Shared memory holds the queries and two tiles of keys, which are the values."""
+    step, of many heads with one token, of few with several. Two warp groups share its sums, f32[rank, 64].
+    Shared memory holds the queries and a tile or two of keys, which are the values."""
     if made.rank > MAX_RANK or made.row - made.rank > MAX_DIM:
         raise CompileError(
             f"{target.name} has kernels for latents of up to {MAX_RANK} + {MAX_DIM}, not of {made.rank} + "
             f"{made.row - made.rank}"
         )
+    # there Triton keeps tiles of two steps in two layouts each, which shared memory does not hold
+    in_tensor_memory = "UTCHMMA" in target.products
     heads = min(made.heads, LATENT_ROWS)
     blocks = -(-made.heads // heads)
     names = {
         "rows": LATENT_ROWS,
-        "span": _span(made.page_size, 32),
-        "block": max(pow2(made.rank), 32),
+        "span": _span(made.page_size, 64 if in_tensor_memory else 32),
+        "block": min(max(pow2(made.rank), 64), LATENT_COLUMNS),
         "tail": max(pow2(made.row - made.rank), 16),
         "splits": 1,
     }
@@ -76,7 +79,7 @@ def latent_attention(made: desc.LatentAttention, target: GpuTarget, rows: Rows) 
         if 2 * rows.tokens * blocks * names["splits"] > target.num_sms:
             break
         names["splits"] *= 2
-    config = Config(tuple(names.items()), 8, 2)
+    config = Config(tuple(names.items()), 8, 1 if in_tensor_memory else 2)
     grid = (_tiles(rows, LATENT_ROWS // heads), blocks, names["splits"])
     return _in_splits(made, rows, config, grid, made.rank)
 

@@ -32,6 +32,7 @@ from tscompile.layout import ALIGN
 
 WORKER = Path(__file__).resolve().parent / "worker.py"
 WORKER_BYTES = 1 << 30  # a worker and its ptxas at most: 0.35 GiB was the largest seen
+TENSOR_COLUMNS = 512  # of tensor memory, of a multiprocessor of sm_100a
 KEPT = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 MISSING = (
     "compiling for {target} needs the Python package triton, which torch brings on Linux: "
@@ -76,6 +77,10 @@ class Compiled:
         if answer["shared"] > target.shared_bytes:
             raise InternalError(
                 f"{where} takes {answer['shared']} bytes of shared memory, there are {target.shared_bytes}"
+            )
+        if (answer["tmem_size"] or 0) > TENSOR_COLUMNS:  # Triton compiles such a kernel to nothing
+            raise InternalError(
+                f"{where} takes {answer['tmem_size']} columns of tensor memory, there are {TENSOR_COLUMNS}"
             )
         return cls(
             binary,
