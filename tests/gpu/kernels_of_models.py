@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from tscompile.kernels import desc
 from tscompile.kernels.desc import KernelDesc, args_of
-from tscompile.kernels.gpu.select import Rows, choose
-from tscompile.kernels.gpu.spec import GpuLaunch
+from tscompile.kernels.gpu.select import choose
+from tscompile.kernels.gpu.spec import GpuLaunch, Rows
 from tscompile.kernels.gpu.target import GpuTarget
 
 BUCKETS = (1, 2, 8, 32, 64, 128, 512)

@@ -18,8 +18,8 @@ from tscompile.kernels.desc import args_of
 from tscompile.kernels.gpu import build
 from tscompile.kernels.gpu.build import compile_all, compilers
 from tscompile.kernels.gpu.cubin import parameters, resources
-from tscompile.kernels.gpu.select import Rows, choose
-from tscompile.kernels.gpu.spec import GpuKernel
+from tscompile.kernels.gpu.select import choose
+from tscompile.kernels.gpu.spec import GpuKernel, Rows
 from tscompile.kernels.gpu.target import GPU_TARGETS, GpuTarget
 
 SMALL = Shape(256, 4, 2, 64, 512, 512, True)

@@ -23,8 +23,8 @@ import kernel_arrays as arrays  # noqa: E402
 
 from tscompile.kernels.desc import KernelDesc  # noqa: E402
 from tscompile.kernels.gpu.emit import emit  # noqa: E402
-from tscompile.kernels.gpu.select import Rows, choose  # noqa: E402
-from tscompile.kernels.gpu.spec import GpuKernel  # noqa: E402
+from tscompile.kernels.gpu.select import choose  # noqa: E402
+from tscompile.kernels.gpu.spec import GpuKernel, Rows  # noqa: E402
 from tscompile.kernels.gpu.target import GPU_TARGETS  # noqa: E402
 
 TARGET = GPU_TARGETS["sm_90a"]
