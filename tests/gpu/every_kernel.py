@@ -13,20 +13,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import sass
-from kernels_of_models import LATENTS, ROUTED, SHAPES, launches
+from kernels_of_models import kernels_of_models
 
 from tscompile.kernels.build import cache_folder
 from tscompile.kernels.gpu.build import Compiled, compile_all
-from tscompile.kernels.gpu.spec import GpuKernel
 from tscompile.kernels.gpu.target import GPU_TARGETS, GpuTarget
 
 
 def check(target: GpuTarget) -> list[str]:
     """What is wrong with its kernels."""
     start = time.monotonic()
-    kernels: dict[str, GpuKernel] = {}
-    for shape in (*SHAPES.values(), *ROUTED.values(), *LATENTS.values()):
-        kernels |= {launch.kernel.symbol: launch.kernel for launch in launches(shape, target)}
+    kernels = {launch.kernel.symbol: launch.kernel for launch in kernels_of_models(target)}
     made, versions = compile_all(list(kernels.values()), target, cache=cache_folder(), progress=show)
     problems = [
         line for kernel in kernels.values() for line in sass.lint(kernel, made[kernel.symbol], target)

@@ -63,6 +63,15 @@ ROUTED = {
     "Kimi-K2": Routed(7168, 2048, 384, 8, "sigmoid", 2.827),
 }
 LATENTS = {"DeepSeek-V3": Latent(128), "Kimi-K2": Latent(64)}
+FEW = (1, 64)  # buckets of the two above
+
+
+def kernels_of_models(target: GpuTarget) -> Iterator[GpuLaunch]:
+    """Those of a step of a layer, of all models. What a target has no kernel for is left out."""
+    for shape in SHAPES.values():
+        yield from launches(shape, target)
+    for shape in (*ROUTED.values(), *(LATENTS.values() if target.backend == "cuda" else ())):
+        yield from launches(shape, target, FEW)
 
 
 def descriptions(shape: Shape | Routed | Latent) -> Iterator[KernelDesc]:

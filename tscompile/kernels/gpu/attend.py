@@ -51,13 +51,17 @@ def attention(made: desc.Attention, target: GpuTarget, rows: Rows) -> GpuStep:
     stages = 3 if 3 * 4 * span * block <= 96 << 10 else 2
     config = Config(tuple(names.items()), 8 if tile > 64 else 4, stages)
     grid = (_tiles(rows, tile // group), made.kv_heads, splits)
-    return _in_splits(made, rows, config, grid, made.head_dim)
+    return _in_splits(made, target, rows, config, grid)
 
 
 def latent_attention(made: desc.LatentAttention, target: GpuTarget, rows: Rows) -> GpuStep:
     """A tile is 64 rows, of as many tokens as its heads leave room for: that fills the tensor cores in every
     step, of many heads with one token, of few with several. Two warp groups share its sums, f32[rank, 64].
     Shared memory holds the queries and a tile or two of keys, which are the values."""
+    if target.backend != "cuda":
+        raise CompileError(
+            f"{target.name} has no kernel for latent attention yet: build for sm_90a or sm_100a"
+        )
     if made.rank > MAX_RANK or made.row - made.rank > MAX_DIM:
         raise CompileError(
             f"{target.name} has kernels for latents of up to {MAX_RANK} + {MAX_DIM}, not of {made.rank} + "
@@ -81,7 +85,7 @@ def latent_attention(made: desc.LatentAttention, target: GpuTarget, rows: Rows) 
         names["splits"] *= 2
     config = Config(tuple(names.items()), 8, 1 if in_tensor_memory else 2)
     grid = (_tiles(rows, LATENT_ROWS // heads), blocks, names["splits"])
-    return _in_splits(made, rows, config, grid, made.rank)
+    return _in_splits(made, target, rows, config, grid)
 
 
 def _span(page_size: int, most: int) -> int:
@@ -96,12 +100,13 @@ def _tiles(rows: Rows, tokens: int) -> int:
 
 def _in_splits(
     made: desc.Attention | desc.LatentAttention,
+    target: GpuTarget,
     rows: Rows,
     config: Config,
     grid: tuple[int, int, int],
-    values: int,
 ) -> GpuStep:
-    """The kernel and, with splits, what puts their `values` elements of a head together."""
+    """The kernel and, with splits, what puts their parts of a head's values together."""
+    values = made.rank if isinstance(made, desc.LatentAttention) else made.head_dim
     dtypes = dict.fromkeys(("q", "kv"), made.dtype) | {"out": made.out_dtype}
     splits = config["splits"]
     if splits == 1:
@@ -114,7 +119,7 @@ def _in_splits(
         made,
         dtypes,
         (),
-        Config((("block", block), ("splits", splits)), warps_for(block * splits, 32)),
+        Config((("block", block), ("splits", splits)), warps_for(block * splits, 32, target.warp)),
         template="attention_combine",
         work=work,
         without=("q", "kv"),
@@ -147,7 +152,9 @@ def latent_write(made: desc.LatentWrite, target: GpuTarget, rows: Rows) -> GpuSt
     first = made.row - made.rotary
     behind = padded_head(made.row) - first
     block = max(pow2(first), 32)
-    config = Config((("block", block), ("tail", pow2(behind) if behind else 0)), warps_for(block, 4))
+    config = Config(
+        (("block", block), ("tail", pow2(behind) if behind else 0)), warps_for(block, 4, target.warp)
+    )
     dtypes = {"kv": made.dtype, "row": made.row_dtype, "norm": "f32", "table": "f32"}
     batch = ("positions", "slots") if made.rotary else ("slots",)
     return one_launch(kernel_of(made, dtypes, batch, config), rows.tokens)
