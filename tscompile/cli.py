@@ -83,12 +83,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tscompile {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    _build_options(commands)
+    _plan_options(commands)
+    for name, text in (
+        ("inspect", "what a plan holds"),
+        ("explain", "why a plan is as it is: placements, collectives and their cost, weights a rank"),
+    ):
+        command = commands.add_parser(name, help=text, description=f"Shows {text}.")
+        command.add_argument("plan", type=Path, metavar="PLAN")
+        command.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _build_options(commands: Any) -> None:
     build = commands.add_parser(
         "build",
         help="compile a model and a checkpoint into a plan",
         description="Compiles a model and a checkpoint into a plan.",
         epilog=BUILD_EXAMPLES,
-        formatter_class=raw,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     build.add_argument("model", type=Path, help="a model file (.py), or a checkpoint's folder")
     build.add_argument(
@@ -141,16 +154,6 @@ def _parser() -> argparse.ArgumentParser:
         "and write into the plan what was compared",
     )
     build.add_argument("--json", action="store_true", help="print a summary of the build as one JSON object")
-
-    _plan_options(commands)
-    for name, text in (
-        ("inspect", "what a plan holds"),
-        ("explain", "why a plan is as it is: placements, collectives and their cost, weights a rank"),
-    ):
-        command = commands.add_parser(name, help=text, description=f"Shows {text}.")
-        command.add_argument("plan", type=Path, metavar="PLAN")
-        command.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser
 
 
 def _plan_options(commands: Any) -> None:

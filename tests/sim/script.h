@@ -123,7 +123,7 @@ struct Script {
     o.scheduler.patience_ms = patience_ms;
     o.scheduler.cost =
         ts::StepCost({{1, 1000}, {2, 1100}, {4, 1300}, {8, 1700}, {16, 2500}, {24, 3300}}, 10'000, 10'000);
-    if (cheap != 0) o.scheduler.cost = ts::StepCost({{1, 1000}, {24, 1010}}, 1, 1);
+    if (cheap != 0) o.scheduler.cost = ts::StepCost({{1, 1000}, {24, 1115}}, 1, 1);
     o.scheduler.earlier = {.num_tokens = 64, .num_tenants = 3};
     o.scheduler.target_step_ns = target_ns;
     return o;
