@@ -14,7 +14,12 @@ from tscompile.kernels.gpu.cubin import sections
 from tscompile.kernels.gpu.spec import GpuKernel
 from tscompile.kernels.gpu.target import GpuTarget
 
-LINEAR, ATTENTION = "linear", "attention"
+PRODUCTS = (
+    "linear",
+    "experts",
+    "head_linear",
+    "attention",
+)  # on the matrix cores
 SIMDS = 4  # of a compute unit; a block's waves are dealt out to them
 SIMD_REGISTERS = 512  # vector registers of a lane, for all waves of a SIMD
 WIDE = r"(global|buffer)_load_(lds_)?dwordx4"
@@ -71,14 +76,15 @@ def attributes(kernel: GpuKernel, made: Compiled, target: GpuTarget, code: list[
 def memory(kernel: GpuKernel, made: Compiled, target: GpuTarget, code: list[str]) -> Iterator[str]:
     if used := sorted({name for name in code if name.startswith("scratch_")}):
         yield f"scratch memory: {', '.join(used)}"
-    # a wavefront's block may be too small for 16 bytes a lane: of bf16, or of as many splits in f32
+    # a wavefront's block may be too small for 16 bytes a lane: bf16, splits or scores in f32
     config = dict(kernel.config.values)
-    block = 4 * config["block"] * config["splits"] if "splits" in config else 2 * config["block"]
+    block = 4 * config["groups"] * config["members"] if "groups" in config else 2 * config["block"]
+    block = 4 * config["block"] * config["splits"] if "splits" in config else block
     small = made.num_warps == 1 and block < 16 * target.warp
     if not any(re.fullmatch(WIDE if not small else WIDE.replace("4", "[24]"), name) for name in code):
         yield "no load of 128 bits"
 
 
 def products(kernel: GpuKernel, made: Compiled, target: GpuTarget, code: list[str]) -> Iterator[str]:
-    if kernel.template in (LINEAR, ATTENTION) and not target.products & set(code):
+    if kernel.template in PRODUCTS and not target.products & set(code):
         yield f"no {' or '.join(sorted(target.products))}: its products are not on the matrix cores"
