@@ -10,7 +10,7 @@ namespace ts {
 /// How long a thread that waits for others spins before it sleeps. Shared by the threads of one place of waiting.
 ///
 /// Turns of a pause, 25 to 60 ns each: long enough to bridge what threads of one step differ by, short enough that an idle engine rests.
-/// To be woken costs about as much as a hundred microseconds of spinning. Where others want the cores too, spinning only takes time from the
+/// To be woken costs more than most such waits, some hundred microseconds on a virtual machine. Where others want the cores too, spinning only takes time from the
 /// thread that is waited for: when more waits sleep after all their turns than do not, the next ones get few, and then it is tried again.
 class Patience {
  public:
@@ -31,7 +31,7 @@ class Patience {
       }
       _mm_pause();
     }
-    // -kFew, ..., 0 have few turns each; the one behind it is a trial.
+    // -kFewInARow, ..., 0 have few turns each; the one behind it is a trial.
     credit_.store(credit > 1 ? credit - 1 : credit == 1 ? -kFewInARow : credit + 1, std::memory_order_relaxed);
     return false;
   }

@@ -1,5 +1,5 @@
 """Measures coding agents on `tsruntime run`, and keeps a dated report and a picture in artifacts/bench.
-`make bench-agent` runs it (about 8 minutes on two cores that prefill 200 tokens/s of a model of 0.6 billion
+`make bench-agent` runs it (about 12 minutes on two cores that prefill 200 tokens/s of a model of 0.6 billion
 parameters); it ends by printing the report as one line of JSON.
 
 `tsruntime bench agent` drives the demo model and one of Qwen3-0.6B's shape with random weights, each served
